@@ -1,0 +1,1 @@
+"""One machine's fleet: the embedded services, their supervisor, and the `nirvana` command."""
