@@ -1,1 +1,1 @@
-"""What a client of the fleet needs: the wire form, the client, webhook verification. No torch, no SQL."""
+"""What a client needs: wire form, client, webhook verification. No torch, no SQL."""
