@@ -1,1 +1,1 @@
-"""Where Celery, torch and the cache meet: the life of a job on a GPU worker, and the periodic tasks."""
+"""Where Celery, torch and the cache meet: the life of a job, and the periodic tasks."""

@@ -1,0 +1,244 @@
+"""Traces: a submitted job's record in Valkey, which clients read (STATE: sections 1, 2).
+
+    nirvana:job:<id>              hash    wire form, payload hash, list, sequence, status, result
+    nirvana:waiting:<list>        zset    ids of that list's jobs nobody has claimed, by sequence
+    nirvana:claimed               hash    list -> highest sequence claimed from it
+    nirvana:lists                 set     lists that ever had a job
+    nirvana:sequence              int     the last sequence number given
+
+A *list* is one queue at one priority, `<queue>:<number>`: within it the broker keeps the order, so
+a job behind which a later one was claimed has lost its message.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import redis
+
+from producer.contract import GenerationJob, JobResult, Priority, Status, canonical_json
+from producer.errors import JobConflict, UnknownJob
+
+_CREATE: Final = """
+local known = redis.call('HGET', KEYS[1], 'payload_hash')
+if known then return known end
+local sequence = redis.call('INCR', KEYS[3])
+redis.call('HSET', KEYS[1], 'wire', ARGV[2], 'payload_hash', ARGV[3], 'list', ARGV[4],
+           'sequence', sequence, 'sent_at', ARGV[5], 'status', 'submitted', 'attempt', 0)
+redis.call('EXPIRE', KEYS[1], ARGV[6])
+redis.call('ZADD', KEYS[2], sequence, ARGV[1])
+redis.call('SADD', KEYS[4], ARGV[4])
+return false
+"""
+
+_CLAIM: Final = """
+local list, sequence = unpack(redis.call('HMGET', KEYS[1], 'list', 'sequence'))
+if not list then return false end
+redis.call('HSET', KEYS[1], 'status', 'running', 'attempt', ARGV[2])
+redis.call('ZREM', 'nirvana:waiting:' .. list, ARGV[1])
+local highest = tonumber(redis.call('HGET', KEYS[2], list) or 0)
+if tonumber(sequence) > highest then redis.call('HSET', KEYS[2], list, sequence) end
+return list
+"""
+
+_RESEND: Final = """
+local list, status = unpack(redis.call('HMGET', KEYS[1], 'list', 'status'))
+if status ~= ARGV[3] then return false end
+local sequence = redis.call('INCR', KEYS[2])
+redis.call('HSET', KEYS[1], 'sequence', sequence, 'sent_at', ARGV[2], 'status', 'submitted')
+redis.call('ZADD', 'nirvana:waiting:' .. list, sequence, ARGV[1])
+return list
+"""
+
+_FINISH: Final = """
+local list = redis.call('HGET', KEYS[1], 'list')
+if not list then return false end
+redis.call('HSET', KEYS[1], 'status', ARGV[2], 'attempt', ARGV[3], 'result', ARGV[4])
+redis.call('HDEL', KEYS[1], 'progress')
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+redis.call('ZREM', 'nirvana:waiting:' .. list, ARGV[1])
+return list
+"""
+
+_LISTS: Final = "nirvana:lists"
+_CLAIMED: Final = "nirvana:claimed"
+_SEQUENCE: Final = "nirvana:sequence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a running job is."""
+
+    steps_done: int  #: those skipped by a hit included
+    steps_asked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What is known of a job, as of the last write."""
+
+    job_id: str
+    job: dict[str, Any]  #: the wire form, as submitted
+    queue: str
+    priority: Priority
+    status: Status
+    attempt: int
+    progress: Progress | None
+    result: JobResult | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingJob:
+    """A job that nobody has claimed yet, as the rescuer sees it."""
+
+    job_id: str
+    queue: str
+    priority: Priority
+    sent_at: float  #: seconds since the epoch, of the last time it was published
+    is_overtaken: bool  #: a job sent later into the same list was claimed
+
+
+def list_name(queue: str, priority: Priority) -> str:
+    """Name the broker's list in which jobs of that queue and priority wait in order."""
+    return f"{queue}:{priority.celery_number}"
+
+
+class Traces:
+    """All traces of a fleet. Every change is one atomic step in Valkey."""
+
+    def __init__(
+        self,
+        connection: redis.Redis,
+        *,
+        retention_s: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._connection = connection
+        self._retention_s = retention_s
+        self._clock = clock
+        self._create = connection.register_script(_CREATE)
+        self._claim = connection.register_script(_CLAIM)
+        self._resend = connection.register_script(_RESEND)
+        self._finish = connection.register_script(_FINISH)
+
+    def create(self, job_id: str, job: GenerationJob, *, payload_hash: str, queue: str) -> bool:
+        """Record a job before it is published; False when the same job is there already.
+
+        Raises JobConflict when the id is there with another payload.
+        """
+        waiting_in = list_name(queue, job.priority)
+        known = self._create(
+            keys=[_key(job_id), f"nirvana:waiting:{waiting_in}", _SEQUENCE, _LISTS],
+            args=[
+                job_id,
+                canonical_json(job.to_wire()),
+                payload_hash,
+                waiting_in,
+                self._clock(),
+                self._retention_s,
+            ],
+        )
+        if known is not None and known != payload_hash:
+            raise JobConflict(job_id)
+        return known is None
+
+    def mark_running(self, job_id: str, attempt: int) -> None:
+        """Take the job out of its waiting list; no trace, no effect."""
+        self._claim(keys=[_key(job_id), _CLAIMED], args=[job_id, attempt])
+
+    def mark_sent_again(self, job_id: str, *, expected: Status) -> None:
+        """Put the job at the end of its waiting list, where its new message is.
+
+        No effect when the trace is gone, or the job has left the `expected` status meanwhile.
+        """
+        self._resend(keys=[_key(job_id), _SEQUENCE], args=[job_id, self._clock(), expected.value])
+
+    def mark_finished(self, result: JobResult) -> None:
+        """Show a terminal status and its result; idempotent; no trace, no effect."""
+        self._finish(
+            keys=[_key(result.job_id)],
+            args=[
+                result.job_id,
+                result.status.value,
+                result.attempt,
+                canonical_json(result.to_wire()),
+                self._retention_s,
+            ],
+        )
+
+    def show_progress(self, job_id: str, progress: Progress) -> None:
+        """Show how far a running job is."""
+        value = f"{progress.steps_done}/{progress.steps_asked}"
+        self._connection.hset(_key(job_id), "progress", value)
+
+    def read(self, job_id: str) -> Trace:
+        """Tell what is known of a job; raises UnknownJob."""
+        fields = cast("dict[str, str]", self._connection.hgetall(_key(job_id)))
+        if "list" not in fields:
+            raise UnknownJob(job_id)
+        return _to_trace(job_id, fields)
+
+    def num_ahead(self, trace: Trace) -> int:
+        """How many jobs of the same queue are to be claimed before this one."""
+        waiting_in = list_name(trace.queue, trace.priority)
+        rank = self._connection.zrank(f"nirvana:waiting:{waiting_in}", trace.job_id)
+        if rank is None:
+            return 0
+        better = [p for p in Priority if p.celery_number < trace.priority.celery_number]
+        return int(rank) + sum(self.num_waiting(trace.queue, other) for other in better)
+
+    def num_waiting(self, queue: str, priority: Priority) -> int:
+        """How many jobs of that queue and priority nobody has claimed."""
+        return int(self._connection.zcard(f"nirvana:waiting:{list_name(queue, priority)}"))
+
+    def waiting(self, *, limit_per_list: int) -> Iterator[WaitingJob]:
+        """Jobs that nobody has claimed, the longest waiting of each list first."""
+        for waiting_in in cast("set[str]", self._connection.smembers(_LISTS)):
+            yield from self._waiting_in(waiting_in, limit_per_list)
+
+    def _waiting_in(self, waiting_in: str, limit: int) -> Iterator[WaitingJob]:
+        key = f"nirvana:waiting:{waiting_in}"
+        queue, priority = _parse_list(waiting_in)
+        highest = float(cast("str | None", self._connection.hget(_CLAIMED, waiting_in)) or 0)
+        oldest = self._connection.zrange(key, 0, limit - 1, withscores=True)
+        for job_id, sequence in cast("list[tuple[str, float]]", oldest):
+            sent_at = self._connection.hget(_key(job_id), "sent_at")
+            if sent_at is None:  # the trace has expired: nobody waits for the job any more
+                self._connection.zrem(key, job_id)
+                continue
+            yield WaitingJob(
+                job_id=job_id,
+                queue=queue,
+                priority=priority,
+                sent_at=float(sent_at),
+                is_overtaken=sequence < highest,
+            )
+
+
+def _key(job_id: str) -> str:
+    return f"nirvana:job:{job_id}"
+
+
+def _parse_list(waiting_in: str) -> tuple[str, Priority]:
+    queue, _, number = waiting_in.rpartition(":")
+    return queue, next(p for p in Priority if p.celery_number == int(number))
+
+
+def _to_trace(job_id: str, fields: dict[str, str]) -> Trace:
+    queue, priority = _parse_list(fields["list"])
+    done, _, asked = fields.get("progress", "").partition("/")
+    result = fields.get("result")
+    return Trace(
+        job_id=job_id,
+        job=json.loads(fields["wire"]),
+        queue=queue,
+        priority=priority,
+        status=Status(fields["status"]),
+        attempt=int(fields["attempt"]),
+        progress=Progress(steps_done=int(done), steps_asked=int(asked)) if asked else None,
+        result=JobResult.model_validate(json.loads(result)) if result else None,
+    )
