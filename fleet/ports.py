@@ -1,0 +1,39 @@
+"""TCP ports on loopback: which are free, and which to choose."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Sequence
+from contextlib import closing
+
+# Below Linux' ephemeral range (32768 and up), so that no outgoing connection sits on a remembered
+# port when the fleet comes back.
+PORT_MIN = 12_000
+PORT_MAX = 22_000
+CHOICES_MAX = 200
+
+
+def is_free(port: int) -> bool:
+    """Whether a server can bind the port on 127.0.0.1 now."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        # Servers set this too: connections that linger in TIME_WAIT do not keep them out.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def choose_port(*, offsets: Sequence[int] = (0,)) -> int:
+    """A random port p for which every p + offset is free.
+
+    Raises OSError when CHOICES_MAX tries found none.
+    """
+    for _ in range(CHOICES_MAX):
+        port = random.randint(PORT_MIN, PORT_MAX)  # noqa: S311  not a secret
+        if all(is_free(port + offset) for offset in offsets):
+            return port
+    raise OSError(f"no free ports between {PORT_MIN} and {PORT_MAX}")

@@ -1,0 +1,1 @@
+"""The three servers a fleet needs, started from their wheels: PostgreSQL, Valkey, SeaweedFS."""
