@@ -189,7 +189,7 @@ class Traces:
         if rank is None:
             return 0
         better = [p for p in Priority if p.celery_number < trace.priority.celery_number]
-        return int(rank) + sum(self.num_waiting(trace.queue, other) for other in better)
+        return cast(int, rank) + sum(self.num_waiting(trace.queue, other) for other in better)
 
     def num_waiting(self, queue: str, priority: Priority) -> int:
         """How many jobs of that queue and priority nobody has claimed."""
