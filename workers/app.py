@@ -1,0 +1,120 @@
+"""The Celery app of the workers: late acknowledgement, events, and the beat schedule."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import uuid
+from collections.abc import Sequence
+from typing import Any, Final
+
+from celery import Celery
+from celery.exceptions import Ignore
+from kombu import Queue
+from kombu.exceptions import OperationalError
+
+from producer.broker import open_app
+from producer.contract import GENERATE_TASK, GenerationJob, Priority
+from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE
+from producer.settings import ProducerSettings
+from workers.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+DELIVER_TASK: Final = "nirvana.deliver"
+EVICT_TASK: Final = "nirvana.evict"
+RESCUE_TASK: Final = "nirvana.rescue"
+ANNOUNCE_TASK: Final = "nirvana.announce"
+SWEEP_TASK: Final = "nirvana.sweep"
+
+
+def build_app(producer: ProducerSettings, worker: WorkerSettings) -> Celery:
+    """Build the app that GPU workers, io workers, beat and Flower share."""
+    return open_app(
+        producer.broker_url,
+        # A message is acknowledged when its job has ended; the ledger makes redelivery harmless.
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        task_track_started=True,
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        result_extended=True,
+        result_expires=producer.trace_retention_s,
+        task_default_queue=IO_QUEUE,
+        worker_hijack_root_logger=False,
+        worker_log_color=False,
+        beat_schedule=beat_schedule(worker),
+    )
+
+
+def beat_schedule(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
+    """One entry per periodic task; a late one is dropped, since the next does its work too."""
+    periods_s = {
+        RESCUE_TASK: settings.rescue_every_s,
+        DELIVER_TASK: settings.deliver_every_s,
+        ANNOUNCE_TASK: settings.announce_every_s,
+        EVICT_TASK: settings.evict_every_s,
+        SWEEP_TASK: settings.sweep_every_s,
+    }
+    return {
+        task: {
+            "task": task,
+            "schedule": period_s,
+            "options": {"queue": MAINTENANCE_QUEUE, "expires": period_s, "ignore_result": True},
+        }
+        for task, period_s in periods_s.items()
+    }
+
+
+class Publisher:
+    """Sends messages of the fleet's own."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def send_job(self, job_id: str, job: GenerationJob, *, queue: str, priority: Priority) -> None:
+        """Publish a job that has a trace."""
+        self._app.send_task(
+            GENERATE_TASK,
+            args=[job.to_wire()],
+            task_id=job_id,
+            queue=queue,
+            priority=priority.celery_number,
+        )
+
+    def nudge_delivery(self, delivery_id: uuid.UUID | None) -> None:
+        """Have a webhook sent now; if the broker is away, beat's sweep sends it."""
+        if delivery_id is None:
+            return
+        try:
+            self._app.send_task(
+                DELIVER_TASK, args=[str(delivery_id)], queue=IO_QUEUE, ignore_result=True
+            )
+        except OperationalError as error:
+            logger.warning("delivery %s waits for the sweep: %s", delivery_id, error)
+
+
+def show_revoked(task: Any, job_id: str) -> Ignore:  # noqa: ANN401 - Celery's task has no type
+    """Show a cancelled job as REVOKED to Flower and AsyncResult; raise what this returns."""
+    task.backend.mark_as_revoked(job_id, reason="cancelled", request=task.request)
+    task.send_event("task-revoked", terminated=False, signum=None, expired=False)
+    return Ignore()
+
+
+def run_worker(app: Celery, *, name: str, queues: Sequence[str], concurrency: int) -> int:
+    """Serve `queues` with a pool of threads until told to stop; returns the exit status."""
+    app.conf.task_queues = [Queue(queue) for queue in queues]
+    worker = app.Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        pool_cls="threads",
+        concurrency=concurrency,
+        queues=",".join(queues),
+        task_events=True,
+        loglevel="INFO",
+    )
+    worker.start()
+    return int(worker.exitcode or 0)

@@ -1,0 +1,39 @@
+"""Cancels a job wherever it is: waiting, or running on some worker."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from producer.contract import GenerationJob
+from producer.errors import UnknownJob
+from producer.trace import Traces
+from workers.ledger import Ledger
+from workers.unclaimed import UnclaimedJobs
+
+logger = logging.getLogger(__name__)
+
+
+class Cancellation:
+    """A running job is flagged in the ledger: its worker sees it at the next heartbeat."""
+
+    def __init__(self, *, ledger: Ledger, traces: Traces, unclaimed: UnclaimedJobs) -> None:
+        self._ledger = ledger
+        self._traces = traces
+        self._unclaimed = unclaimed
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel the job; False when it is unknown or has ended."""
+        if self._ledger.request_cancel(uuid.UUID(job_id)):
+            return True
+        try:
+            trace = self._traces.read(job_id)
+        except UnknownJob:
+            logger.info("cancel of an unknown job", extra={"job_id": job_id})
+            return False
+        if trace.status.is_terminal:
+            return False
+        job = GenerationJob.model_validate(trace.job)
+        was_waiting = self._unclaimed.cancel(job_id, job, queue=trace.queue)
+        # Between the two looks a worker may have claimed it.
+        return was_waiting or self._ledger.request_cancel(uuid.UUID(job_id))

@@ -1,0 +1,44 @@
+"""Errors of the workers.
+
+WorkerError
+├── ClaimLost           another attempt owns the job, or it has ended: write nothing
+├── DuplicateDelivery   the job is running elsewhere or has ended: acknowledge and forget
+├── StorageUnavailable  database or object store stayed away too long
+└── ModelUnusable       the model cannot be served as configured
+"""
+
+from __future__ import annotations
+
+import uuid
+
+
+class WorkerError(Exception):
+    """A worker cannot go on with what it was doing."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class ClaimLost(WorkerError):
+    """Another attempt owns the job, or the job has ended."""
+
+    def __init__(self, job_id: uuid.UUID, attempt: int) -> None:
+        super().__init__(f"attempt {attempt} of job {job_id} is not the current one any more")
+        self.job_id = job_id
+        self.attempt = attempt
+
+
+class DuplicateDelivery(WorkerError):
+    """The job is running elsewhere, or has ended already."""
+
+    def __init__(self, job_id: uuid.UUID) -> None:
+        super().__init__(f"job {job_id} is running elsewhere or has ended; message ignored")
+        self.job_id = job_id
+
+
+class StorageUnavailable(WorkerError):
+    """The database or the object store stayed away too long."""
+
+
+class ModelUnusable(WorkerError):
+    """The model cannot be served as configured."""

@@ -1,0 +1,57 @@
+"""Progress of running jobs, told at most twice a second and never from the device's thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import redis
+from kombu.exceptions import OperationalError
+
+from producer.trace import Progress
+
+logger = logging.getLogger(__name__)
+
+_PERIOD_S: Final = 0.5
+
+
+class ProgressReporter:
+    """Keeps the latest progress of each job, and tells it from a thread of its own."""
+
+    def __init__(self, tell: Callable[[str, Progress], None]) -> None:
+        self._tell = tell
+        self._latest: dict[str, Progress] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
+
+    def note(self, job_id: str, *, steps_done: int, steps_asked: int) -> None:
+        """Remember how far a job is; cheap, called at every step."""
+        with self._lock:
+            self._latest[job_id] = Progress(steps_done=steps_done, steps_asked=steps_asked)
+
+    def forget(self, job_id: str) -> None:
+        """Say nothing more about a job that has ended."""
+        with self._lock:
+            self._latest.pop(job_id, None)
+
+    def close(self) -> None:
+        """Stop telling."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(_PERIOD_S):
+            with self._lock:
+                latest, self._latest = self._latest, {}
+            for job_id, progress in latest.items():
+                self._tell_one(job_id, progress)
+
+    def _tell_one(self, job_id: str, progress: Progress) -> None:
+        try:
+            self._tell(job_id, progress)
+        except (redis.RedisError, OperationalError) as error:
+            logger.debug("progress not told: %s", error, extra={"job_id": job_id})
