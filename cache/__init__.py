@@ -1,1 +1,1 @@
-"""The approximate cache: states of earlier jobs, found by similarity of prompts. Knows nothing of queues."""
+"""The approximate cache: states of earlier jobs, found by similarity of prompts; knows no queue."""

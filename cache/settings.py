@@ -1,0 +1,112 @@
+"""Settings of the cache, read from NIRVANA_ variables and checked at start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any, Self, cast
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from cache.database import parse_database_url
+from cache.entry import Sharing, StateKind
+from cache.errors import InvalidUrl, SettingsInvalid
+from cache.objects import S3Address
+
+PREFIX = "NIRVANA_"
+
+
+class Policy(StrEnum):
+    """Which states are evicted first; `cache.eviction.SCORES` holds their SQL."""
+
+    LCBFU = "lcbfu"  # the paper's: fewest steps saved so far
+    LCBFU_AGED = "lcbfu-aged"  # the same with ageing, so that the past does not stay for ever
+    LRU = "lru"
+    LFU = "lfu"
+    FIFO = "fifo"
+
+
+class CacheSettings(BaseSettings):
+    """What the cache needs to know; `load` names the variable in its error."""
+
+    # Inputs are hidden because two of them hold passwords.
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, hide_input_in_errors=True, extra="ignore"
+    )
+
+    #: postgresql://user:password@host:port/database
+    database_url: SecretStr
+    #: http[s]://ACCESS:SECRET@host:port/bucket
+    s3_url: SecretStr
+
+    cache_enabled: bool = True
+    #: Bytes of states that each namespace keeps, where its own row says nothing else.
+    cache_capacity_bytes: Annotated[int, Field(gt=0)] = 10 * 1024**3
+    #: Longest a job waits for the cache, lookup and fetch together.
+    cache_budget_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    #: Lookups in progress at once; more start from noise.
+    cache_lookups_max: Annotated[int, Field(ge=1, le=1_000)] = 32
+    cache_sharing: Sharing = Sharing.USER
+    cache_state_kind: StateKind = StateKind.INTERMEDIATE
+    #: Steps kept, as fractions of num_inference_steps; comma separated.
+    cache_k_fractions: Annotated[tuple[float, ...], NoDecode] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    #: Nearest prompts among which the largest usable k is taken.
+    cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
+
+    cache_policy: Policy = Policy.LCBFU_AGED
+    #: Rows deleted in one transaction.
+    cache_evict_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    #: States evicted in one run, at most.
+    cache_evict_max: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
+    #: Policy lcbfu leaves unused states alone for this long while older ones remain.
+    cache_evict_grace_s: Annotated[float, Field(ge=0)] = 600.0
+    #: Time to live of a cached prompt; unset means until evicted.
+    cache_ttl_s: Annotated[float, Field(gt=0)] | None = None
+    #: Objects and rows younger than this are never called orphans.
+    cache_sweep_grace_s: Annotated[float, Field(ge=60)] = 3_600.0
+
+    #: Uses are written after so many, or after so long.
+    cache_uses_batch: Annotated[int, Field(ge=1)] = 256
+    cache_uses_flush_s: Annotated[float, Field(gt=0)] = 2.0
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_database_url(cls, url: SecretStr) -> SecretStr:
+        return _checked(url, parse_database_url)
+
+    @field_validator("s3_url")
+    @classmethod
+    def _is_s3_url(cls, url: SecretStr) -> SecretStr:
+        return _checked(url, S3Address.parse)
+
+    @field_validator("cache_k_fractions", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+    @field_validator("cache_k_fractions")
+    @classmethod
+    def _are_fractions(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+        if not fractions or not all(0 < fraction < 1 for fraction in fractions):
+            raise ValueError("must be fractions between 0 and 1, comma separated")
+        return tuple(sorted(set(fractions)))
+
+    @classmethod
+    def load(cls, **values: object) -> Self:
+        """Read the environment; raises SettingsInvalid naming the first bad variable."""
+        try:
+            return cls(**cast("dict[str, Any]", values))
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            name = PREFIX + str(problem["loc"][0]).upper()
+            reason = "is required" if problem["type"] == "missing" else problem["msg"]
+            raise SettingsInvalid(name, reason.removeprefix("Value error, ")) from None
+
+
+def _checked(url: SecretStr, parse: Callable[[str], object]) -> SecretStr:
+    try:
+        parse(url.get_secret_value())
+    except InvalidUrl as error:
+        raise ValueError(str(error)) from None
+    return url
