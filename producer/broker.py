@@ -27,7 +27,7 @@ def open_connection(broker_url: str) -> redis.Redis:
     )
 
 
-def open_app(broker_url: str, *, name: str = "nirvana", **settings: Any) -> Celery:  # noqa: ANN401
+def open_app(broker_url: str, *, name: str = "nirvana", **settings: Any) -> Celery:
     """Build a Celery app with what producers and workers must agree on: JSON and transport.
 
     The visibility timeout is kombu's: applications that share a broker get the shortest, so it

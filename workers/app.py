@@ -98,7 +98,7 @@ class Publisher:
             logger.warning("delivery %s waits for the sweep: %s", delivery_id, error)
 
 
-def show_revoked(task: Any, job_id: str) -> Ignore:  # noqa: ANN401 - Celery's task has no type
+def show_revoked(task: Any, job_id: str) -> Ignore:
     """Show a cancelled job as REVOKED to Flower and AsyncResult; raise what this returns."""
     task.backend.mark_as_revoked(job_id, reason="cancelled", request=task.request)
     task.send_event("task-revoked", terminated=False, signum=None, expired=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from producer.contract import GenerationJob, Status, canonical_json
+from producer.contract import GenerationJob, canonical_json
 from producer.result import JobResult
 from workers.delivery import outbox
 from workers.errors import ClaimLost, DuplicateDelivery
@@ -124,9 +124,7 @@ class LapsedJob:
 class Ledger:
     """The jobs of this fleet in Postgres. Each method is one transaction."""
 
-    def __init__(
-        self, engine: Engine, *, worker: str, lease_s: float, attempts_max: int
-    ) -> None:
+    def __init__(self, engine: Engine, *, worker: str, lease_s: float, attempts_max: int) -> None:
         self._engine = engine
         self._worker = worker
         self._lease_s = lease_s
@@ -253,7 +251,7 @@ def _row_values(
     }
 
 
-def _to_lapsed(row: Any) -> LapsedJob:  # noqa: ANN401 - SQLAlchemy's rows are untyped
+def _to_lapsed(row: Any) -> LapsedJob:
     return LapsedJob(
         job_id=row.id,
         attempt=row.attempt,

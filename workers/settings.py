@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class WorkerSettings(BaseSettings):
     """Read from `NIRVANA_*` variables, checked when a process starts."""
 
-    model_config = SettingsConfigDict(env_prefix="NIRVANA_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="NIRVANA_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
     model: str = Field("small", pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
     """Slug under which jobs ask for the model."""
@@ -41,11 +43,11 @@ class WorkerSettings(BaseSettings):
     storage_patience_s: float = Field(120.0, ge=0)
     """How long a job waits for a database or object store that is away."""
     captures_waiting_max: int = Field(64, ge=1)
-    """Entries waiting to be stored in the cache; when full, states are dropped, never jobs delayed."""
+    """Entries waiting to be stored; when full, states are dropped, never jobs delayed."""
     image_url_lifetime_s: int = Field(86_400, ge=60, le=7 * 86_400)
     """How long a signed image URL is good for."""
     public_s3_url: str | None = None
-    """Scheme, host and port under which clients reach the object store; the workers' own if unset."""
+    """Scheme, host and port under which clients reach the object store, if another."""
 
     webhook_secret: str | None = Field(None, pattern=r"^whsec_[A-Za-z0-9+/=]+$", repr=False)
     """Signs webhooks of jobs that give a url and name no secret."""

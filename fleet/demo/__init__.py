@@ -1,0 +1,1 @@
+"""The demo: a prompt list through a whole fleet, with and without the cache."""
