@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
+
+from fleet.errors import FleetError
 
 # Below Linux' ephemeral range (32768 and up), so that no outgoing connection sits on a remembered
 # port when the fleet comes back.
@@ -27,13 +29,16 @@ def is_free(port: int) -> bool:
     return True
 
 
-def choose_port(*, offsets: Sequence[int] = (0,)) -> int:
-    """A random port p for which every p + offset is free.
+def are_free(port: int, offsets: Sequence[int] = (0,), taken: Collection[int] = ()) -> bool:
+    """Whether every port + offset is free, and not among `taken`."""
+    block = [port + offset for offset in offsets]
+    return not any(p in taken for p in block) and all(is_free(p) for p in block)
 
-    Raises OSError when CHOICES_MAX tries found none.
-    """
+
+def choose_port(*, offsets: Sequence[int] = (0,), taken: Collection[int] = ()) -> int:
+    """A random port for which `are_free` holds; raises FleetError after CHOICES_MAX tries."""
     for _ in range(CHOICES_MAX):
         port = random.randint(PORT_MIN, PORT_MAX)  # noqa: S311  not a secret
-        if all(is_free(port + offset) for offset in offsets):
+        if are_free(port, offsets, taken):
             return port
-    raise OSError(f"no free ports between {PORT_MIN} and {PORT_MAX}")
+    raise FleetError(f"no free ports were found between {PORT_MIN} and {PORT_MAX}")

@@ -44,6 +44,8 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     # How long after `stop_signal` the child is killed.
     stop_grace_s: float = 4.0
+    # Files elsewhere that it does not remove at its end.
+    leaves: tuple[Path, ...] = ()
 
 
 class Child:
@@ -130,6 +132,8 @@ class Child:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        for path in self.program.leaves:
+            path.unlink(missing_ok=True)
 
     def log_tail(self) -> str:
         """Last line that this child, not an earlier one, wrote to its log."""

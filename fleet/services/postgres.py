@@ -27,7 +27,7 @@ LOCALE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 CONNECT_TIMEOUT_S = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Passwords:
     """Of the superuser, whom only the fleet uses, and of the role that owns the database."""
 
@@ -67,9 +67,11 @@ def superuser_url(port: int, passwords: Passwords) -> str:
 
 
 def probe(url: str) -> None:
-    """Run a statement; raises NotReadyError."""
+    """Run a statement; takes SQLAlchemy's form of the URL too. Raises NotReadyError."""
     try:
-        with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+        with psycopg.connect(
+            url.replace("postgresql+psycopg:", "postgresql:", 1), connect_timeout=CONNECT_TIMEOUT_S
+        ) as connection:
             connection.execute("SELECT 1")
     except psycopg.Error as error:
         raise NotReadyError(" ".join(str(error).split())) from error

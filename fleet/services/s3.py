@@ -6,44 +6,16 @@ import io
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
 
 import urllib3
 from minio import Minio
-from minio.error import MinioException
+from minio.error import MinioException, S3Error
 
+from fleet.addresses import S3Address, parse_s3_url
 from fleet.errors import NotReadyError
 
 CONNECT_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Address:
-    """The parts of an S3 URL."""
-
-    endpoint: str
-    is_secure: bool
-    access_key: str
-    secret_key: str
-    bucket: str
-
-
-def parse(url: str) -> S3Address:
-    """Take an S3 URL apart; raises ValueError with the expected form."""
-    parts = urlsplit(url)
-    bucket = parts.path.strip("/")
-    is_complete = parts.hostname and parts.username and parts.password and bucket
-    if parts.scheme not in {"http", "https"} or not is_complete or "/" in bucket:
-        raise ValueError("expected http[s]://ACCESS:SECRET@host:port/bucket")
-    return S3Address(
-        endpoint=parts.netloc.rpartition("@")[2],
-        is_secure=parts.scheme == "https",
-        access_key=unquote(parts.username or ""),
-        secret_key=unquote(parts.password or ""),
-        bucket=bucket,
-    )
 
 
 @contextmanager
@@ -69,7 +41,7 @@ def connected(address: S3Address) -> Iterator[Minio]:
 
 def probe(url: str) -> None:
     """Create the bucket if absent; put, get and delete an object. Raises NotReadyError."""
-    address = parse(url)
+    address = parse_s3_url(url)
     key, body = f".probe/{secrets.token_hex(4)}", secrets.token_bytes(8)
     try:
         with connected(address) as client:
@@ -80,7 +52,14 @@ def probe(url: str) -> None:
                 raise NotReadyError("an object that was put could not be read back")
             client.remove_object(address.bucket, key)
     except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        raise NotReadyError(str(error)) from error
+        raise NotReadyError(_describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, S3Error):
+        return f"{error.code}: {error.message}"
+    # urllib3 wraps what happened in a sentence about retries.
+    return str(getattr(error, "reason", error))
 
 
 def _read(client: Minio, bucket: str, key: str) -> bytes:

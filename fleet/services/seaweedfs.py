@@ -14,8 +14,9 @@ from fleet.program import Program
 from fleet.services import s3
 from fleet.services.service import SERVICE_ENVIRONMENT, Service
 
-# s3, master, volume, filer and admin; each also serves gRPC 10,000 above.
-PORT_OFFSETS = (0, 1, 2, 3, 4, 10_000, 10_001, 10_002, 10_003, 10_004)
+# The server's parts by their port's offset; each also serves gRPC 10,000 above.
+PARTS = {"s3": 0, "master": 1, "volume": 2, "filer": 3, "admin": 4}
+PORT_OFFSETS = tuple(offset + grpc for grpc in (0, 10_000) for offset in PARTS.values())
 BUCKET = "nirvana"
 # Without a limit the Go runtime lets the server grow to several hundred MB.
 MEMORY_LIMIT = "256MiB"
@@ -26,7 +27,8 @@ READY_TIMEOUT_S = 60.0
 def embedded(folder: Path, *, port: int, access_key: str, secret_key: str) -> Service:
     """SeaweedFS with its data in `folder`, which is created; takes PORT_OFFSETS from `port`."""
     data = folder / "data"
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (folder, data):
+        path.mkdir(mode=0o700, exist_ok=True)
     _write_identities(folder / "s3.json", access_key, secret_key)
     url = f"http://{access_key}:{secret_key}@127.0.0.1:{port}/{BUCKET}"
     program = Program(
@@ -36,25 +38,31 @@ def embedded(folder: Path, *, port: int, access_key: str, secret_key: str) -> Se
         cwd=folder,
         probe=lambda pid: _probe(url, port, pid),
         ready_timeout_s=READY_TIMEOUT_S,
+        leaves=tuple(
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port + offset + 10_000}.sock")  # noqa: S108
+            for part, offset in PARTS.items()
+        ),
     )
     return Service(program=program, url=url)
 
 
 def _arguments(port: int) -> tuple[str, ...]:
     """Paths are relative to the working folder: a socket's path may have only 107 characters."""
-    ports = {"s3": 0, "master": 1, "volume": 2, "filer": 3, "admin": 4}
     return (
         "-logtostderr=true",
         "mini",
         "-dir=data",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        *(f"-{part}.port={port + offset}" for part, offset in ports.items()),
+        *(f"-{part}.port={port + offset}" for part, offset in PARTS.items()),
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.config=s3.json",
         "-s3.localSocket=s3.sock",
         "-filer.localSocket=filer.sock",
+        # Every bucket takes several volumes; by default a small disk allows too few of them.
+        "-master.volumeSizeLimitMB=256",
+        "-volume.max=10000",
         "-s3.autoCreateBucket=false",
         "-s3.allowDeleteBucketNotEmpty=false",
         # Otherwise the filer serves every object on its own port without a signature.

@@ -1,0 +1,108 @@
+"""Processes known by pid and start time: are they alive, and end what a killed run left."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import psutil
+
+from fleet.record import ChildRecord, ProcessIdentity
+
+# The kernel keeps start times in ticks since boot; the wall clock that turns them into seconds
+# can be corrected meanwhile.
+CREATED_TOLERANCE_S = 2.0
+POLL_S = 0.02
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """The identity of a running process; None if there is none."""
+    try:
+        return ProcessIdentity(pid=pid, created_at=psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def own_identity() -> ProcessIdentity:
+    """The identity of this process."""
+    process = psutil.Process()
+    return ProcessIdentity(pid=process.pid, created_at=process.create_time())
+
+
+def is_alive(identity: ProcessIdentity) -> bool:
+    """Whether that very process runs; a zombie does not."""
+    return _find(identity) is not None
+
+
+def end_children(children: Sequence[ChildRecord], *, grace_s: float = 4.0) -> list[str]:
+    """Stop what is left of a killed supervisor's children, with everything they started.
+
+    Stop signals first, SIGKILL after `grace_s`. Returns the names of what had to be stopped.
+    """
+    left = {child.name: _family(child.process) for child in children if child.process}
+    for child in children:
+        for process in left.get(child.name, []):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(child.stop_signal)
+    everyone = [process for family in left.values() for process in family]
+    if not _wait_gone(everyone, grace_s):
+        for process in everyone:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        _wait_gone(everyone, grace_s)
+    return [name for name, family in left.items() if family]
+
+
+def _find(identity: ProcessIdentity) -> psutil.Process | None:
+    holder = identify(identity.pid)
+    if holder is None or not _is_same(holder, identity):
+        return None
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(identity.pid)
+        return process if _is_running(process) else None
+    return None
+
+
+def _is_same(holder: ProcessIdentity, identity: ProcessIdentity) -> bool:
+    return abs(holder.created_at - identity.created_at) < CREATED_TOLERANCE_S
+
+
+def _family(leader: ProcessIdentity) -> list[psutil.Process]:
+    """The process, its descendants, and whoever else is in its session (the leader may be dead).
+
+    A session's number cannot be given to a new process while it has members.
+    """
+    found, holder = _find(leader), identify(leader.pid)
+    if holder is not None and not _is_same(holder, leader):
+        return []
+    family = set(_session_members(leader))
+    if found is not None:
+        with suppress(psutil.NoSuchProcess):
+            family |= {found, *found.children(recursive=True)}
+    return sorted(family, key=lambda process: process.pid)
+
+
+def _session_members(leader: ProcessIdentity) -> Iterable[psutil.Process]:
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            is_later = process.create_time() > leader.created_at - CREATED_TOLERANCE_S
+            if os.getsid(process.pid) == leader.pid and is_later and _is_running(process):
+                yield process
+
+
+def _is_running(process: psutil.Process) -> bool:
+    # An orphan's zombie stays where init does not reap (as in many containers).
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while any(_is_running(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
