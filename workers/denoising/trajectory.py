@@ -1,0 +1,128 @@
+"""One job in flight through the denoising steps."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workers.denoising.errors import Cancelled, DeadlineExceeded, DenoisingError, InvalidRequest
+from workers.denoising.families.family import Conditioning, Family
+from workers.denoising.request import Denoised, DenoiseRequest
+from workers.denoising.solvers import Solver
+
+logger = logging.getLogger(__name__)
+
+
+class Trajectory:
+    """Where a job is: its latents, its step, its own scheduler and generator.
+
+    Made on the caller's thread, which checks the request (InvalidRequest); from `begin` on it
+    belongs to the engine's thread, save `is_cancelled`, which any thread may set.
+    """
+
+    def __init__(self, request: DenoiseRequest, family: Family) -> None:
+        self.request = request
+        self.future: Future[Denoised] = Future()
+        self.future.set_running_or_notify_cancel()  # Future.cancel() has no effect from here on
+        self.is_cancelled = False
+        self.solver = Solver(family.scheduler, request.num_inference_steps)
+        self.generator = torch.Generator("cpu").manual_seed(request.seed)
+        self.first_step = 0 if request.start is None else request.start.k
+        self.step_index = self.first_step  # steps behind it, skipped ones included
+        self.captured: dict[int, Tensor] = {}
+        self.on_progress = request.on_progress
+        self.begun_at: float | None = None  # monotonic, start of its first step
+        self.denoise_s = 0.0
+        self._latents: Tensor | None = None
+        shape = family.latent_shape(request.height, request.width)
+        if request.start is not None and tuple(request.start.latents.shape) != shape:
+            raise InvalidRequest(
+                f"the state's latents are {tuple(request.start.latents.shape)}, the job's {shape}"
+            )
+        self.group = (shape, request.encoding.conditioning.shape, family.dtype)
+
+    def begin(self, family: Family) -> None:
+        """Draw the noise on the CPU, so that a seed means the same on every device, and start."""
+        request = self.request
+        noise = family.draw_noise(request.height, request.width, self.generator)
+        latents = self.solver.start_from(request.start, noise)
+        self._latents = latents.to(family.device, family.dtype)
+
+    @property
+    def latents(self) -> Tensor:
+        """[1, C, h, w] after `step_index` steps, on the device."""
+        assert self._latents is not None, "begin() comes first"
+        return self._latents
+
+    @property
+    def conditioning(self) -> Conditioning:
+        return self.request.encoding.conditioning
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a step takes two rows of the batch, one without the prompt."""
+        return self.request.guidance_scale > 1
+
+    @property
+    def is_done(self) -> bool:
+        return self.step_index == self.request.num_inference_steps
+
+    @property
+    def timestep(self) -> Tensor:
+        """The scalar timestep of the next step."""
+        return self.solver.timesteps[self.step_index]
+
+    @property
+    def model_input(self) -> Tensor:
+        return self.solver.model_input(self.latents, self.step_index)
+
+    def advance(self, noise_pred: Tensor) -> None:
+        """Take one step with the guided prediction [1, C, h, w]; all or nothing."""
+        assert not self.is_done
+        assert noise_pred.shape == self.latents.shape
+        self._latents = self.solver.step(noise_pred, self.step_index, self.latents)
+        self.step_index += 1
+        if self.step_index in self.request.capture_steps:
+            self.captured[self.step_index] = self.copy_latents()
+
+    def note_step(self, *, started_at: float, ended_at: float) -> None:
+        """Account for a step's time (monotonic seconds) and report progress.
+
+        A callback that raises is logged and not called again.
+        """
+        self.begun_at = started_at if self.begun_at is None else self.begun_at
+        self.denoise_s = ended_at - self.begun_at
+        if self.on_progress is None:
+            return
+        try:
+            self.on_progress(self.step_index, self.request.num_inference_steps)
+        except Exception:
+            logger.exception("progress callback", extra={"job_id": self.request.job_id})
+            self.on_progress = None
+
+    def copy_latents(self) -> Tensor:
+        """[C, h, w] on the CPU, sharing nothing."""
+        return self.latents[0].to("cpu", copy=True)
+
+    def ended_by(self, now: float) -> DenoisingError | None:
+        """Why the job must not run on at the monotonic instant `now`, if so."""
+        if self.is_cancelled:
+            return Cancelled()
+        deadline = self.request.deadline_monotonic_s
+        return DeadlineExceeded() if deadline is not None and now >= deadline else None
+
+    def result(self, image: Any, decode_s: float) -> Denoised:
+        """What the job hands back, with its image [H, W, 3]."""
+        assert self.is_done
+        return Denoised(
+            image=image,
+            captured=self.captured,
+            final_latents=self.copy_latents() if self.request.capture_final else None,
+            steps_run=self.step_index - self.first_step,
+            denoise_s=self.denoise_s,
+            decode_s=decode_s,
+        )
