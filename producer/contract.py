@@ -1,4 +1,4 @@
-"""The wire form, version 1: the job that goes in and the result that comes out.
+"""The wire form, version 1: the job that goes in, and the words that result.py shares with it.
 
 JSON only. Every limit and every enumeration of the outside stands here; `docs/wire.md` shows it to
 clients in other languages and `tests/unit/producer/golden/` pins it.
@@ -17,6 +17,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -25,6 +26,7 @@ from pydantic import (
 )
 
 from producer.errors import InvalidJob
+from producer.refusal import refusal
 
 WIRE_VERSION: Final = 1
 GENERATE_TASK: Final = "nirvana.generate"
@@ -114,12 +116,32 @@ def _is_storable(text: str) -> str:
     return text
 
 
+def _is_plausible(instant: datetime) -> datetime:
+    """Refuse what no clock shows, and what cannot be added to without an overflow."""
+    if not 2_000 <= instant.year < 2_200:
+        raise ValueError("must lie in the years 2000 to 2199")
+    return instant
+
+
+def _is_written_out(instant: object) -> object:
+    """Refuse numbers, which could be seconds or milliseconds."""
+    if not isinstance(instant, str | datetime):
+        raise ValueError("must be a time as in RFC 3339, such as 2026-11-23T22:00:00Z")
+    return instant
+
+
 def _is_not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be blank")
     return text
 
 
+Instant = Annotated[
+    AwareDatetime,
+    Field(strict=False),
+    BeforeValidator(_is_written_out),
+    AfterValidator(_is_plausible),
+]
 Event = Annotated[EventType, Field(strict=False)]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")]
 ModelSlug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")]
@@ -140,7 +162,7 @@ Url = Annotated[
 ]
 
 
-class _Wire(BaseModel):
+class WireForm(BaseModel):
     """Frozen, strict (no "20" for 20), and closed: an unknown field is refused by name."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -150,7 +172,7 @@ class _Wire(BaseModel):
         return self.model_dump(mode="json")
 
 
-class Webhook(_Wire):
+class Webhook(WireForm):
     """Where to call back: a registered endpoint, or a url signed with a registered secret."""
 
     endpoint: Name | None = None
@@ -167,7 +189,7 @@ class Webhook(_Wire):
         return self
 
 
-class GenerationJob(_Wire):
+class GenerationJob(WireForm):
     """One image asked for (STATE: the wire form). None means the model's own default."""
 
     version: Literal[1] = WIRE_VERSION
@@ -187,7 +209,7 @@ class GenerationJob(_Wire):
     metadata: Annotated[dict[MetadataText, MetadataText], Field(max_length=16)] = Field(
         default_factory=dict
     )
-    submitted_at: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    submitted_at: Instant | None = None
     deadline_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
     job_id: Annotated[uuid.UUID, Field(strict=False)] | None = None
 
@@ -199,7 +221,7 @@ class GenerationJob(_Wire):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise _first_problem(error) from None
+            raise refusal(error, cls) from None
 
     @property
     def payload_hash(self) -> str:
@@ -214,105 +236,6 @@ class GenerationJob(_Wire):
         return (self.submitted_at or received_at) + timedelta(seconds=self.deadline_s)
 
 
-class StoredImage(_Wire):
-    """The image of a job in the object store; `url` is signed when read, and expires."""
-
-    key: str
-    url: str | None = None
-    width: int
-    height: int
-    sha256: str
-
-
-class CacheReport(_Wire):
-    """What the cache did; `source_job_id` is told only to the owner of that job."""
-
-    outcome: Annotated[CacheOutcome, Field(strict=False)]
-    k: int = 0
-    similarity: float | None = None
-    state_id: int | None = None
-    source_job_id: str | None = None
-    reason: str | None = None
-
-
-class Steps(_Wire):
-    """Denoising steps the job asked for, and those that ran for it."""
-
-    asked: int
-    run: int
-
-
-class Timings(_Wire):
-    """Seconds spent in each part of a job's life."""
-
-    queued_s: float | None = None
-    encode_s: float | None = None
-    lookup_s: float | None = None
-    fetch_s: float | None = None
-    denoise_s: float | None = None
-    decode_s: float | None = None
-    store_s: float | None = None
-
-
-class JobError(_Wire):
-    """Why a job failed, for a person to read."""
-
-    code: Annotated[ErrorCode, Field(strict=False)]
-    message: str
-
-
-class JobResult(_Wire):
-    """What came of a job; also the `data` of its webhook."""
-
-    job_id: str
-    status: Annotated[Status, Field(strict=False)]
-    attempt: int
-    image: StoredImage | None = None
-    seed: int | None = None
-    cache: CacheReport | None = None
-    steps: Steps | None = None
-    timings: Timings | None = None
-    error: JobError | None = None
-    metadata: dict[str, str] = Field(default_factory=dict)
-
-
 def canonical_json(value: object) -> bytes:
     """One byte form per JSON value: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _first_problem(error: ValidationError) -> InvalidJob:
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"]) or "job"
-    return InvalidJob(field, _reason(field, problem["type"], problem["msg"]))
-
-
-def _reason(field: str, kind: str, message: str) -> str:
-    """What is wrong and what is allowed, in words that need no knowledge of pydantic."""
-    match kind:
-        case "missing":
-            return "is required"
-        case "extra_forbidden":
-            return "unknown field; known: " + ", ".join(GenerationJob.model_fields)
-        case "string_too_short" | "string_too_long":
-            return f"must have {_limits(field, 'min_length', 'max_length')} characters"
-        case "greater_than_equal" | "less_than_equal":
-            return f"must be {_limits(field, 'ge', 'le')}"
-        case "value_error":
-            return message.removeprefix("Value error, ")
-        case _:
-            return message[0].lower() + message[1:]
-
-
-def _limits(field: str, low: str, high: str) -> str:
-    """Both ends of a field's range, read from the schema so that they are stated once."""
-    owner = Webhook if field.startswith("webhook.") else GenerationJob
-    schema = owner.model_json_schema()["properties"][field.removeprefix("webhook.").split(".")[0]]
-    choices = schema.get("anyOf", [schema])
-    names = {"min_length": "minLength", "max_length": "maxLength", "ge": "minimum", "le": "maximum"}
-    if "additionalProperties" in schema:
-        choices = [schema["additionalProperties"]]
-    for choice in choices:
-        if names[high] in choice:
-            return f"{choice.get(names[low], 0)} to {choice[names[high]]}"
-    return "within its limits"

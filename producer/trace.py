@@ -20,8 +20,9 @@ from typing import Any, Final, cast
 
 import redis
 
-from producer.contract import GenerationJob, JobResult, Priority, Status, canonical_json
+from producer.contract import GenerationJob, Priority, Status, canonical_json
 from producer.errors import JobConflict, UnknownJob
+from producer.result import JobResult
 
 _CREATE: Final = """
 local known = redis.call('HGET', KEYS[1], 'payload_hash')
