@@ -10,12 +10,14 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.exceptions import Ignore
-from kombu import Queue
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from producer.broker import open_app
-from producer.contract import GENERATE_TASK, GenerationJob, Priority
+from producer.contract import GENERATE_TASK, GenerationJob, Priority, Status
+from producer.errors import JobFailed
 from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE
+from producer.result import JobResult
 from producer.settings import ProducerSettings
 from workers.settings import WorkerSettings
 
@@ -97,6 +99,23 @@ class Publisher:
         except OperationalError as error:
             logger.warning("delivery %s waits for the sweep: %s", delivery_id, error)
 
+    def show_end(self, result: JobResult) -> None:
+        """Show the end of a job that no task ran to AsyncResult: Celery's own words for it."""
+        backend = self._app.backend
+        match result.status:
+            case Status.SUCCEEDED:
+                backend.mark_as_done(result.job_id, result.to_wire())
+            case Status.CANCELLED:
+                backend.mark_as_revoked(result.job_id, reason="cancelled")
+            case _:
+                backend.mark_as_failure(result.job_id, as_failure(result))
+
+
+def as_failure(result: JobResult) -> JobFailed:
+    """The exception that Celery shows for a failed job."""
+    assert result.error is not None
+    return JobFailed(result.error.code, result.error.message)
+
 
 def show_revoked(task: Any, job_id: str) -> Ignore:
     """Show a cancelled job as REVOKED to Flower and AsyncResult; raise what this returns."""
@@ -107,7 +126,7 @@ def show_revoked(task: Any, job_id: str) -> Ignore:
 
 def run_worker(app: Celery, *, name: str, queues: Sequence[str], concurrency: int) -> int:
     """Serve `queues` with a pool of threads until told to stop; returns the exit status."""
-    app.conf.task_queues = [Queue(queue) for queue in queues]
+    app.conf.task_queues = [Queue(queue) for queue in queues]  # type: ignore[no-untyped-call]
     worker = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
         pool_cls="threads",

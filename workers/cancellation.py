@@ -34,6 +34,6 @@ class Cancellation:
         if trace.status.is_terminal:
             return False
         job = GenerationJob.model_validate(trace.job)
-        was_waiting = self._unclaimed.cancel(job_id, job, queue=trace.queue)
+        was_waiting = self._unclaimed.cancel(job_id, job, queue=trace.queue) is not None
         # Between the two looks a worker may have claimed it.
         return was_waiting or self._ledger.request_cancel(uuid.UUID(job_id))

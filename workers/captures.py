@@ -5,43 +5,30 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from cache.entry import NewEntry, Scope
+from cache.approximate import ApproximateCache
+from workers.reuse import NewStates
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S: Final = 5.0
 
 
-class StateStore(Protocol):
-    """What keeps states: `cache.approximate.ApproximateCache`."""
-
-    def store(self, scope: Scope, entry: NewEntry) -> bool:
-        """Store an entry; False when it could not be stored. Never raises."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Captured:
-    scope: Scope
-    entry: NewEntry
-
-
 class CaptureKeeper:
     """A bounded queue and one thread: when it is full, states are dropped, no job is delayed."""
 
-    def __init__(self, store: StateStore, *, waiting_max: int) -> None:
-        self._store = store
-        self._waiting: queue.Queue[_Captured | None] = queue.Queue(waiting_max)
+    def __init__(self, cache: ApproximateCache, *, waiting_max: int) -> None:
+        self._cache = cache
+        self._waiting: queue.Queue[NewStates | None] = queue.Queue(waiting_max)
         self.num_dropped = 0
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
         self._thread.start()
 
-    def keep(self, scope: Scope, entry: NewEntry) -> None:
-        """Have an entry stored soon, or drop and count it."""
+    def keep(self, states: NewStates) -> None:
+        """Have states stored soon, or drop and count them."""
         try:
-            self._waiting.put_nowait(_Captured(scope=scope, entry=entry))
+            self._waiting.put_nowait(states)
         except queue.Full:
             self.num_dropped += 1
             logger.warning("states dropped: the store is behind by %d", self._waiting.qsize())
@@ -56,6 +43,6 @@ class CaptureKeeper:
         self._thread.join(_CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
-        while (captured := self._waiting.get()) is not None:
-            self._store.store(captured.scope, captured.entry)
+        while (states := self._waiting.get()) is not None:
+            self._cache.store(states.scope, states.entry, is_refresh=states.is_refresh)
             self._waiting.task_done()

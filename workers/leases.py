@@ -23,7 +23,7 @@ class LeaseKeeper:
     """
 
     def __init__(
-        self, ledger: Ledger, *, heartbeat_s: float, on_stop: Callable[[uuid.UUID], None]
+        self, ledger: Ledger, *, heartbeat_s: float, on_stop: Callable[[uuid.UUID], object]
     ) -> None:
         self._ledger = ledger
         self._heartbeat_s = heartbeat_s

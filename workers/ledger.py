@@ -30,7 +30,7 @@ _CLAIM = text("""
      WHERE jobs.attempt < :attempts_max
        AND (jobs.status = 'submitted'
             OR (jobs.status = 'running' AND jobs.lease_expires_at < now()))
-    RETURNING attempt, deadline_at
+    RETURNING attempt, deadline_at, claimed_at
 """)
 
 _RENEW = text("""
@@ -99,8 +99,20 @@ class Claim:
 
     job_id: uuid.UUID
     attempt: int
-    job: GenerationJob
+    job: GenerationJob  #: completed with the model's defaults
+    claimed_at: datetime
     deadline_at: datetime | None
+
+    @property
+    def owner(self) -> str:
+        """Whose states the job may share: its user, or '' for an anonymous job."""
+        return self.job.user or ""
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Steps asked for; a claimed job always names them."""
+        assert self.job.num_inference_steps is not None
+        return self.job.num_inference_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +155,13 @@ class Ledger:
             row = connection.execute(_CLAIM, values).one_or_none()
         if row is None:
             raise DuplicateDelivery(job_id)
-        return Claim(job_id=job_id, attempt=row.attempt, job=job, deadline_at=row.deadline_at)
+        return Claim(
+            job_id=job_id,
+            attempt=row.attempt,
+            job=job,
+            claimed_at=row.claimed_at,
+            deadline_at=row.deadline_at,
+        )
 
     def renew(self, claims: Collection[Claim]) -> Renewal:
         """Extend the leases of `claims`, and tell which are lost or to be cancelled."""

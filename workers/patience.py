@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from minio.error import MinioException
 from sqlalchemy.exc import InterfaceError, OperationalError
-from urllib3.exceptions import HTTPError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from cache.errors import ObjectStoreError
 from workers.errors import StorageUnavailable
 
 logger = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
-_AWAY: Final = (OperationalError, InterfaceError, HTTPError, MinioException, OSError)
+_AWAY: Final = (OperationalError, InterfaceError, PoolTimeout, ObjectStoreError)
 _PAUSE_S_MAX: Final = 2.0
 
 

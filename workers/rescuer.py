@@ -93,7 +93,7 @@ class Rescuer:
     def _give_up(self, lapsed: LapsedJob) -> bool:
         if not self._ledger.give_back(lapsed):
             return False
-        return self._unclaimed.fail(
+        ended = self._unclaimed.fail(
             str(lapsed.job_id),
             lapsed.job,
             queue=lapsed.queue,
@@ -101,6 +101,7 @@ class Rescuer:
             message=f"the job's worker died in each of {lapsed.attempt} attempts",
             attempt=lapsed.attempt,
         )
+        return ended is not None
 
     def _is_lost(self, waiting: WaitingJob) -> bool:
         """A later job of its list was claimed, or the list is empty, and some time has passed."""
@@ -125,10 +126,11 @@ class Rescuer:
         deadline_at = job.deadline_at(now)
         if deadline_at is None or deadline_at > now:
             return False
-        return self._unclaimed.fail(
+        ended = self._unclaimed.fail(
             waiting.job_id,
             job,
             queue=waiting.queue,
             code=ErrorCode.DEADLINE_EXCEEDED,
             message=f"not started within {job.deadline_s:g} s",
         )
+        return ended is not None

@@ -46,13 +46,13 @@ class UnclaimedJobs:
         code: ErrorCode,
         message: str,
         attempt: int = 0,
-    ) -> bool:
-        """End the job as failed; False when a worker holds it or it has ended."""
+    ) -> JobResult | None:
+        """End the job as failed; None when a worker holds it or it has ended."""
         error = JobError(code=code, message=message)
         return self._end(job_id, job, queue, Status.FAILED, error, attempt)
 
-    def cancel(self, job_id: str, job: GenerationJob, *, queue: str) -> bool:
-        """End the job as cancelled; False when a worker holds it or it has ended."""
+    def cancel(self, job_id: str, job: GenerationJob, *, queue: str) -> JobResult | None:
+        """End the job as cancelled; None when a worker holds it or it has ended."""
         return self._end(job_id, job, queue, Status.CANCELLED, None, 0)
 
     def _end(
@@ -63,7 +63,7 @@ class UnclaimedJobs:
         status: Status,
         error: JobError | None,
         attempt: int,
-    ) -> bool:
+    ) -> JobResult | None:
         result = JobResult(
             job_id=job_id, status=status, attempt=attempt, error=error, metadata=job.metadata
         )
@@ -72,10 +72,10 @@ class UnclaimedJobs:
                 job, result, queue=queue, received_at=self._clock()
             )
         except DuplicateDelivery:
-            return False
+            return None
         self._announcer.announce(result)
         self._publisher.nudge_delivery(delivery_id)
-        return True
+        return result
 
 
 def readable_part(fields: object, job_id: str) -> GenerationJob:

@@ -1,0 +1,168 @@
+"""The life of a job. The first file to read.
+
+    1 claim  2 encode  3 look up  4 fetch  5 denoise k..N  6 decode
+    7 store the image  8 record result and webhook in one transaction  9 store new states
+
+Steps 3 and 4 can only make a job cheaper: whatever goes wrong in the cache, it starts from noise.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from producer.contract import SEED_MAX, GenerationJob
+from producer.result import JobResult
+from workers.announcer import Announcer
+from workers.captures import CaptureKeeper
+from workers.denoising.engine import Engine
+from workers.denoising.errors import DenoisingError
+from workers.denoising.families.family import Encoding
+from workers.denoising.request import DenoiseRequest
+from workers.images import Images
+from workers.leases import LeaseKeeper
+from workers.ledger import Claim, Ledger
+from workers.outcome import Outcome, failure, success
+from workers.patience import Patience
+from workers.progress import ProgressReporter
+from workers.reuse import NewStates, Reuse, ReusePlan
+from workers.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench:
+    """What one GPU process works with."""
+
+    engine: Engine
+    reuse: Reuse
+    captures: CaptureKeeper
+    images: Images
+    ledger: Ledger
+    leases: LeaseKeeper
+    announcer: Announcer
+    progress: ProgressReporter
+    patience: Patience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawn:
+    """A job's image, stored, and what else came of it."""
+
+    result: JobResult
+    plan: ReusePlan
+    states: NewStates | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedJob:
+    """A message, checked and completed with the model's defaults."""
+
+    job_id: uuid.UUID
+    job: GenerationJob
+    queue: str
+    received_at: datetime
+
+
+def generate(received: ReceivedJob, bench: Workbench) -> Outcome:
+    """Do the job, commit its end, and return it.
+
+    Raises DuplicateDelivery when the job is not ours to do, ClaimLost when it is not any more,
+    StorageUnavailable when it stays uncommitted: then its lease lapses and the rescuer has it.
+    """
+    claim = claim_job(received, bench)
+    with bench.leases.hold(claim):
+        try:
+            drawn = draw(claim, bench)
+        except DenoisingError as error:
+            return finish(claim, failure(claim, error), bench)
+        outcome = finish(claim, drawn.result, bench)
+    bench.reuse.count_use(drawn.plan)
+    if drawn.states is not None:
+        bench.captures.keep(drawn.states)
+    return outcome
+
+
+def claim_job(received: ReceivedJob, bench: Workbench) -> Claim:
+    """Step 1."""
+    claim = bench.patience.outlast(
+        lambda: bench.ledger.claim(
+            received.job_id, received.job, queue=received.queue, received_at=received.received_at
+        )
+    )
+    bench.announcer.announce_start(claim)
+    return claim
+
+
+def draw(claim: Claim, bench: Workbench) -> Drawn:
+    """Steps 2 to 7; raises DenoisingError, or StorageUnavailable for the image."""
+    job, watch = claim.job, Stopwatch()
+    with watch.lap("encode"):
+        encoding = bench.engine.encode(job.prompt, job.negative_prompt).result()
+    plan = bench.reuse.plan(claim, encoding.embedding)
+    request = denoise_request(claim, encoding, plan, bench)
+    denoised = bench.engine.denoise(request).result()
+    with watch.lap("store"):
+        image = bench.patience.outlast(
+            lambda: bench.images.put(
+                denoised.image,
+                namespace=job.namespace,
+                job_id=claim.job_id,
+                attempt=claim.attempt,
+            )
+        )
+    seconds = watch.seconds | {"lookup": plan.lookup_s, "fetch": plan.fetch_s}
+    return Drawn(
+        result=success(
+            claim,
+            image=image,
+            seed=request.seed,
+            cache=plan.report,
+            denoised=denoised,
+            seconds=seconds,
+        ),
+        plan=plan,
+        states=bench.reuse.new_states(claim, plan, encoding.embedding, denoised),
+    )
+
+
+def denoise_request(
+    claim: Claim, encoding: Encoding, plan: ReusePlan, bench: Workbench
+) -> DenoiseRequest:
+    """Say what the engine is to do; draws a seed where the job names none."""
+    job, job_id = claim.job, str(claim.job_id)
+    assert job.height is not None  # filled in on receipt, as the next two
+    assert job.width is not None
+    assert job.guidance_scale is not None
+    return DenoiseRequest(
+        job_id=job_id,
+        encoding=encoding,
+        height=job.height,
+        width=job.width,
+        num_inference_steps=claim.num_inference_steps,
+        guidance_scale=job.guidance_scale,
+        seed=secrets.randbelow(SEED_MAX + 1) if job.seed is None else job.seed,
+        start=plan.start,
+        capture_steps=plan.captures.steps,
+        capture_final=plan.captures.final,
+        deadline_monotonic_s=_on_monotonic_clock(claim.deadline_at),
+        on_progress=lambda done, asked: bench.progress.note(
+            job_id, steps_done=done, steps_asked=asked
+        ),
+    )
+
+
+def finish(claim: Claim, result: JobResult, bench: Workbench) -> Outcome:
+    """Step 8, and telling the client."""
+    delivery_id = bench.patience.outlast(lambda: bench.ledger.finish(claim, result))
+    bench.progress.forget(result.job_id)
+    bench.announcer.announce(result)
+    return Outcome(result=result, delivery_id=delivery_id)
+
+
+def _on_monotonic_clock(instant: datetime | None) -> float | None:
+    if instant is None:
+        return None
+    return time.monotonic() + (instant - datetime.now(UTC)).total_seconds()

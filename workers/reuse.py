@@ -1,0 +1,159 @@
+"""Where the cache and the denoising meet: what a job starts from, and what it leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.approximate import ApproximateCache
+from cache.entry import Hit, ScopeSpec, StateKind
+from cache.lookup import Found
+from cache.store import NewEntry, NewState
+from cache.entry import Hit, ScopeSpec, StateKind
+from producer.contract import CacheMode, CacheOutcome, GenerationJob
+from producer.result import CacheReport
+from workers.denoising.families.family import Family
+from workers.denoising.request import Denoised, StartState
+from workers.denoising.solvers import scheduler_fingerprint
+from workers.ledger import Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captures:
+    """Which latents a job is to keep for later ones."""
+
+    steps: frozenset[int] = frozenset()  #: after these numbers of steps
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReusePlan:
+    """What the cache does for one job."""
+
+    scope: ScopeSpec
+    report: CacheReport
+    hit: Hit | None = None
+    start: StartState | None = None
+    captures: Captures = Captures()
+    lookup_s: float = 0.0
+    fetch_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NewStates:
+    """What a finished job leaves to later ones."""
+
+    scope: ScopeSpec
+    entry: NewEntry
+    is_refresh: bool
+
+
+class Reuse:
+    """Plans reuse for the jobs of one model."""
+
+    def __init__(
+        self, cache: ApproximateCache, family: Family, *, model: str, state_kind: StateKind
+    ) -> None:
+        self._cache = cache
+        self._family = family
+        self._model = model
+        self._state_kind = state_kind
+
+    def plan(self, claim: Claim, embedding: NDArray[np.float32]) -> ReusePlan:
+        """Look the prompt up and fetch what it can start from; never fails, bounded in time."""
+        scope = self._scope(claim.job)
+        match claim.job.cache:
+            case CacheMode.BYPASS:
+                return ReusePlan(scope=scope, report=CacheReport(outcome=CacheOutcome.BYPASS))
+            case CacheMode.REFRESH:
+                return self._from_noise(scope, CacheReport(outcome=CacheOutcome.REFRESH))
+            case CacheMode.USE:
+                found = self._cache.find(scope, embedding, owner=claim.owner)
+                if isinstance(found, Found):
+                    return self._from_state(scope, found, claim.owner)
+                report = CacheReport(outcome=CacheOutcome.MISS, reason=found.reason.value)
+                return self._from_noise(scope, report)
+
+    def count_use(self, plan: ReusePlan) -> None:
+        """Credit the state that a finished job started from with the steps it saved."""
+        if plan.hit is not None:
+            self._cache.count_use(plan.hit, plan.hit.k)
+
+    def new_states(
+        self, claim: Claim, plan: ReusePlan, embedding: NDArray[np.float32], denoised: Denoised
+    ) -> NewStates | None:
+        """Gather what the job captured; None where it left nothing."""
+        states = [
+            NewState(kind=StateKind.INTERMEDIATE, k=k, latents=latents)
+            for k, latents in sorted(denoised.captured.items())
+        ]
+        if denoised.final_latents is not None:
+            final = NewState(
+                kind=StateKind.FINAL, k=claim.num_inference_steps, latents=denoised.final_latents
+            )
+            states.append(final)
+        if not states:
+            return None
+        entry = NewEntry(
+            owner=claim.owner,
+            embedding=embedding,
+            prompt_hash=hashlib.sha256(claim.job.prompt.encode()).hexdigest(),
+            source_job_id=str(claim.job_id),
+            states=tuple(states),
+            seconds_per_step=denoised.denoise_s / max(denoised.steps_run, 1),
+        )
+        is_refresh = claim.job.cache is CacheMode.REFRESH
+        return NewStates(scope=plan.scope, entry=entry, is_refresh=is_refresh)
+
+    def _from_noise(self, scope: ScopeSpec, report: CacheReport) -> ReusePlan:
+        return ReusePlan(scope=scope, report=report, captures=self._captures(scope, after=0))
+
+    def _from_state(self, scope: ScopeSpec, found: Found, owner: str) -> ReusePlan:
+        hit = found.hit
+        # Whose job it was is told to nobody else: an id is a way to ask for its image.
+        source_job_id = hit.source_job_id if hit.owner == owner else None
+        return ReusePlan(
+            scope=scope,
+            report=CacheReport(
+                outcome=CacheOutcome.HIT,
+                k=hit.k,
+                similarity=hit.similarity,
+                state_id=hit.state_id,
+                source_job_id=source_job_id,
+            ),
+            hit=hit,
+            start=StartState(latents=found.latents, kind=hit.kind.value, k=hit.k),
+            lookup_s=found.lookup_s,
+            fetch_s=found.fetch_s,
+            captures=self._captures(scope, after=hit.k),
+        )
+
+    def _captures(self, scope: ScopeSpec, *, after: int) -> Captures:
+        """Choose those of the k set that this run passes, or the finished latents."""
+        k_set = self._cache.selector.k_set(scope.num_inference_steps)
+        if self._state_kind is StateKind.FINAL:
+            return Captures(final=bool(k_set))
+        return Captures(steps=frozenset(k for k in k_set if k > after))
+
+    def _scope(self, job: GenerationJob) -> ScopeSpec:
+        family = self._family
+        assert job.height is not None  # filled in on receipt, as the next two
+        assert job.width is not None
+        assert job.num_inference_steps is not None
+        return ScopeSpec(
+            namespace=job.namespace,
+            model=self._model,
+            revision=family.revision,
+            scheduler=type(family.scheduler).__name__,
+            scheduler_config=scheduler_fingerprint(family.scheduler),
+            num_inference_steps=job.num_inference_steps,
+            height=job.height,
+            width=job.width,
+            latent_dtype=str(family.dtype).removeprefix("torch."),
+            embedder=family.embedder.id,
+            embedding_dimension=family.embedder.dim,
+            latent_shape=family.latent_shape(job.height, job.width),
+        )
