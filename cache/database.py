@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from psycopg.errors import QueryCanceled
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from cache.errors import DatabaseTooOld, DatabaseUnreachable, InvalidUrl
+from cache.errors import BudgetExceeded, DatabaseTooOld, DatabaseUnreachable, InvalidUrl
 
 DRIVER = "postgresql+psycopg"
 PGVECTOR_MIN = "0.8.4"  # HNSW graphs are repaired correctly under churn from here on
@@ -48,6 +49,9 @@ def connect(
         # A dead neighbour must not hide a live one: go on until there are enough.
         "hnsw.iterative_scan": "strict_order",
         "default_transaction_read_only": "on" if is_reader else "off",
+        # Owners and scopes differ too much in size for one plan to serve all.
+        "plan_cache_mode": "force_custom_plan" if is_reader else "auto",
+        "jit": "off",
     }
     return create_engine(
         parse_database_url(url),
@@ -79,11 +83,13 @@ def address(engine: Engine) -> str:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction; raises DatabaseUnreachable where the server is at fault."""
+    """One transaction; raises DatabaseUnreachable, or BudgetExceeded for a statement timeout."""
     try:
         with engine.begin() as connection:
             yield connection
     except (OperationalError, InterfaceError, PoolTimeout) as error:
+        if isinstance(getattr(error, "orig", None), QueryCanceled):
+            raise BudgetExceeded(f"database {address(engine)}: statement timeout") from error
         raise DatabaseUnreachable(address(engine), _reason(error)) from error
 
 

@@ -7,7 +7,7 @@ CacheError
 ├── DatabaseTooOld       pgvector is missing, or older than the first version safe under churn
 ├── InvalidEmbedding     not a finite, non-zero vector of the scope's dimension
 ├── TooBusy              as many lookups are in progress as the cache allows
-├── BudgetExceeded       the lookup took longer than cache_budget_s
+├── BudgetExceeded       the lookup took longer than cache_budget_s, or a statement than its limit
 ├── StoreTooSlow         objects were written too long ago for a row to point at them safely
 ├── ObjectStoreError     the S3 server does not answer, or refuses us
 │   └── ObjectMissing    no object has that key
@@ -73,7 +73,7 @@ class TooBusy(CacheError):
 
 
 class BudgetExceeded(CacheError):
-    """The lookup took longer than its budget."""
+    """It took longer than its budget."""
 
 
 class StoreTooSlow(CacheError):

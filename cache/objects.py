@@ -80,6 +80,9 @@ class ObjectStore(Protocol):
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[ListedObject]:
         """Objects under a prefix in the order of their keys' bytes, lazily."""
 
+    def close(self) -> None:
+        """Let go of connections; the next use opens new ones."""
+
 
 class S3Objects:
     """A bucket of an S3 server (ObjectStore). Safe to share between threads."""
@@ -174,7 +177,7 @@ class S3Objects:
         return str(client.presigned_get_object(self._address.bucket, key, expires=expires))
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets; the next use opens new ones."""
         self._http.clear()
 
     def _client_for(self, endpoint: str, *, is_secure: bool) -> Minio:

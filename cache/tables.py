@@ -95,8 +95,8 @@ cached_prompts = Table(
     Column("source_job_id", Text),
     Column("created_at", _INSTANT, nullable=False),
     Column("expires_at", _INSTANT, comment="null: until evicted"),
-    # The exact search of user sharing.
-    Index("ix_cached_prompts_scope_owner", "scope_id", "owner"),
+    # The exact search of user sharing, and what a refresh replaces.
+    Index("ix_cached_prompts_scope_owner", "scope_id", "owner", "prompt_hash"),
     Index(
         "ix_cached_prompts_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")
     ),

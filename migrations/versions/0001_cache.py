@@ -102,7 +102,9 @@ def _create_cached_prompts() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_cached_prompts"),
         sa.ForeignKeyConstraint(["scope_id"], ["scopes.id"], name="fk_cached_prompts_scope_id"),
     )
-    op.create_index("ix_cached_prompts_scope_owner", "cached_prompts", ["scope_id", "owner"])
+    op.create_index(
+        "ix_cached_prompts_scope_owner", "cached_prompts", ["scope_id", "owner", "prompt_hash"]
+    )
     op.create_index(
         "ix_cached_prompts_expiring",
         "cached_prompts",

@@ -1,0 +1,203 @@
+"""The approximate cache as a worker uses it: find and fetch, count a use, store.
+
+A job is never failed here and never held longer than its budget: whatever goes wrong in a lookup
+is a Miss with a reason, and what goes wrong behind a job's back is counted and logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Self
+
+from sqlalchemy import Engine
+
+from cache import index
+from cache.budget import BoundedCalls
+from cache.database import connect, transaction
+from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, embedding_text
+from cache.errors import CacheError
+from cache.lookup import Found, Lookup, miss_reason
+from cache.objects import ObjectStore, S3Objects
+from cache.selector import Selector
+from cache.settings import CacheSettings
+from cache.store import NewEntry, Store
+from cache.uses import UseCounter, Uses
+
+logger = logging.getLogger(__name__)
+
+READERS = 8  # connections for lookups; a lookup holds one for a few milliseconds
+WRITERS = 4
+
+
+def utc_now() -> datetime:
+    """The clock of rows."""
+    return datetime.now(UTC)
+
+
+class ApproximateCache:
+    """The cache of one process; safe to share between its threads."""
+
+    def __init__(
+        self,
+        settings: CacheSettings,
+        objects: ObjectStore,
+        *,
+        reader: Engine,
+        writer: Engine,
+        selector: Selector | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.selector = selector or Selector(fractions=settings.cache_k_fractions)
+        self._settings = settings
+        self._reader, self._writer, self._objects = reader, writer, objects
+        self._clock = clock
+        self._lookup = Lookup(
+            reader=reader,
+            writer=writer,
+            objects=objects,
+            selector=self.selector,
+            neighbours=settings.cache_neighbours,
+            clock=clock,
+        )
+        self._store = Store(
+            writer=writer,
+            objects=objects,
+            clock=clock,
+            ttl_s=settings.cache_ttl_s,
+            put_max_s=settings.cache_sweep_grace_s / 2,
+        )
+        self._uses = UseCounter(
+            writer, batch=settings.cache_uses_batch, flush_s=settings.cache_uses_flush_s
+        )
+        self._calls = BoundedCalls(settings.cache_lookups_max)
+        self._scopes: dict[ScopeSpec, Scope] = {}
+        self._counts: Counter[str] = Counter()
+        self._counts_lock = threading.Lock()
+
+    @classmethod
+    def open(cls, settings: CacheSettings, *, clock: Callable[[], datetime] = utc_now) -> Self:
+        """A cache on the settings' database and bucket; opens no connection yet."""
+        url, budget_s = settings.database_url.get_secret_value(), settings.cache_budget_s
+        reader = connect(
+            url,
+            pool_size=READERS,
+            statement_timeout_s=budget_s,
+            pool_timeout_s=budget_s,
+            is_reader=True,
+        )
+        objects = S3Objects.from_url(settings.s3_url.get_secret_value())
+        writer = connect(url, pool_size=WRITERS)
+        return cls(settings, objects, reader=reader, writer=writer, clock=clock)
+
+    def scope(self, spec: ScopeSpec) -> Scope:
+        """The spec's scope, registered on first sight; raises CacheError.
+
+        A job need not ask: `find` and `store` take the spec itself and do not raise.
+        """
+        known = self._scopes.get(spec)
+        if known is None:
+            with transaction(self._writer) as connection:
+                known = index.register(
+                    connection,
+                    spec,
+                    sharing=self._settings.cache_sharing,
+                    state_kind=self._settings.cache_state_kind,
+                    selector=self.selector,
+                )
+            self._scopes[spec] = known
+        return known
+
+    def find(
+        self, scope: Scope | ScopeSpec, embedding: Embedding, *, owner: str = ""
+    ) -> Found | Miss:
+        """The state that saves this prompt the most steps, with its latents.
+
+        Never raises, and never takes longer than `cache_budget_s` and a few milliseconds. Counts
+        no use: say so with `count_use` once the latents were used.
+        """
+        outcome: Found | Miss = Miss(reason=MissReason.INTERNAL)
+        with self._never_failing("lookup failed"):
+            outcome = self._find(scope, embedding, owner)
+        self._count("hit" if isinstance(outcome, Found) else f"miss_{outcome.reason}")
+        return outcome
+
+    def count_use(self, hit: Hit, steps_saved: int) -> None:
+        """Note that a state's latents were used; written in batches, never in the job's way."""
+        uses = Uses(uses=1, steps_saved=steps_saved, last_used_at=self._clock())
+        self._uses.count(hit.state_id, uses)
+
+    def store(
+        self, scope: Scope | ScopeSpec, entry: NewEntry, *, is_refresh: bool = False
+    ) -> int | None:
+        """Keep the entry's states, in place of the same prompt's if `is_refresh`.
+
+        Answers the prompt's id, or None where it was not stored: never raises. Takes as long as
+        the object store and the database take, so call it off the job's path.
+        """
+        if not (self._settings.cache_enabled and entry.states):
+            return None
+        prompt_id = None
+        with self._never_failing("entry not stored"):
+            prompt_id = self._store.store(self._registered(scope), entry, is_refresh=is_refresh)
+        self._count("store_failed" if prompt_id is None else "stored")
+        return prompt_id
+
+    def counts(self) -> Mapping[str, int]:
+        """Since the start: hit, miss_<reason>, stored, store_failed, uses_dropped."""
+        with self._counts_lock:
+            return {**self._counts, "uses_dropped": self._uses.num_dropped}
+
+    def flush(self) -> None:
+        """Write the uses counted so far."""
+        self._uses.flush()
+
+    def close(self) -> None:
+        """Write the uses counted so far and close the connections."""
+        self._uses.close()
+        self._reader.dispose()
+        self._writer.dispose()
+        self._objects.close()
+
+    def _find(self, scope: Scope | ScopeSpec, embedding: Embedding, owner: str) -> Found | Miss:
+        spec = scope if isinstance(scope, ScopeSpec) else scope.spec
+        if not self._settings.cache_enabled:
+            return Miss(reason=MissReason.DISABLED)
+        if not self.selector.allowances(spec.num_inference_steps):
+            return Miss(reason=MissReason.TOO_FEW_STEPS)
+        try:
+            vector = embedding_text(embedding, spec.embedding_dimension)
+            return self._calls.call(
+                lambda: self._lookup.look_up_and_fetch(
+                    self._registered(scope), vector, owner=owner
+                ),
+                budget_s=self._settings.cache_budget_s,
+            )
+        except CacheError as error:
+            reason = miss_reason(error)
+            logger.warning(
+                "cache unusable for this job",
+                extra={"reason": reason, "namespace": spec.namespace, "error": str(error)},
+            )
+            return Miss(reason=reason)
+
+    def _registered(self, scope: Scope | ScopeSpec) -> Scope:
+        return self.scope(scope) if isinstance(scope, ScopeSpec) else scope
+
+    def _count(self, event: str) -> None:
+        with self._counts_lock:
+            self._counts[event] += 1
+
+    @contextmanager
+    def _never_failing(self, event: str) -> Iterator[None]:
+        """The one boundary where whatever the cache meets is logged, and no job's concern."""
+        try:
+            yield
+        except CacheError as error:
+            logger.warning(event, extra={"error": str(error)})
+        except Exception:
+            logger.exception(event)

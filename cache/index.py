@@ -1,0 +1,245 @@
+"""Find the best state for a prompt, and put new ones in: scopes, prompts and states as rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+
+from sqlalchemy import Connection, TextClause, text
+
+from cache.entry import Hit, PromptRow, Scope, ScopeSpec, Sharing, StateKind
+from cache.removal import lock_states, remove_states
+from cache.selector import Allowance, Selector
+
+INDEX_LOCK_ID = 0x6E697277  # beside the migrations' own
+
+_REGISTER_NAMESPACE = text("""
+    INSERT INTO namespaces (namespace)
+    VALUES (:namespace)
+        ON CONFLICT (namespace) DO NOTHING
+""")
+
+_REGISTER_SCOPE = text("""
+    INSERT INTO scopes (fingerprint, namespace, spec, embedder, embedding_dimension,
+                        num_inference_steps, state_kind, k_set, thresholds_version)
+    VALUES (:fingerprint, :namespace, CAST(:spec AS jsonb), :embedder, :embedding_dimension,
+            :num_inference_steps, :state_kind, :k_set, :thresholds_version)
+        ON CONFLICT (fingerprint) DO UPDATE
+       SET state_kind = excluded.state_kind,
+           k_set = excluded.k_set,
+           thresholds_version = excluded.thresholds_version
+    RETURNING id
+""")
+
+_RECORD_SPEED = text("""
+    UPDATE scopes
+       SET seconds_per_step = COALESCE(0.9 * seconds_per_step + 0.1 * :seconds, :seconds)
+     WHERE id = :scope_id
+""")
+
+_INSERT_PROMPT = text("""
+    INSERT INTO cached_prompts (scope_id, owner, is_shared, embedding, prompt_hash,
+                                source_job_id, created_at, expires_at)
+    VALUES (:scope_id, :owner, :is_shared, CAST(:embedding AS halfvec), :prompt_hash,
+            :source_job_id, :created_at, :expires_at)
+    RETURNING id
+""")
+
+_INSERT_STATES = text("""
+    WITH stored AS (
+         INSERT INTO cached_states (prompt_id, kind, k, num_bytes, key, sha256, created_at)
+         SELECT :prompt_id, kind, k, num_bytes, key, sha256, :created_at
+           FROM unnest(CAST(:kinds AS text[]), CAST(:ks AS int[]), CAST(:sizes AS bigint[]),
+                       CAST(:keys AS text[]), CAST(:hashes AS text[]))
+                AS new (kind, k, num_bytes, key, sha256)
+      RETURNING id, k, num_bytes
+    ), measured AS (
+         UPDATE scopes
+            SET bytes_per_state = (SELECT max(num_bytes) FROM stored)
+          WHERE id = :scope_id AND bytes_per_state IS NULL
+    )
+    INSERT INTO state_uses (state_id, steps_per_use, inflation, last_used_at)
+    SELECT stored.id,
+           -- A final state saves what the selector allows, at most the largest k of the set.
+           LEAST(stored.k, (SELECT max(k) FROM unnest(c.k_set) AS k)),
+           n.inflation,
+           :created_at
+      FROM stored
+     CROSS JOIN scopes c
+      JOIN namespaces n ON n.namespace = c.namespace
+     WHERE c.id = :scope_id
+""")
+
+_STATES_OF_PROMPT = text("""
+    SELECT s.id
+      FROM cached_states s
+      JOIN cached_prompts p ON p.id = s.prompt_id
+     WHERE p.scope_id = :scope_id
+       AND p.owner = :owner
+       AND p.prompt_hash = :prompt_hash
+     ORDER BY s.id
+     LIMIT 1000
+""")
+
+# Among the nearest prompts, the state that lets the job skip the most steps: an intermediate one
+# at its own k, a final one at the largest k that its similarity allows.
+_FIND = """
+    WITH nearest AS MATERIALIZED (
+         {nearest}
+    )
+    SELECT s.id AS state_id, s.prompt_id, s.kind, usable.k, 1 - n.distance AS similarity,
+           s.key, s.sha256, s.num_bytes, n.source_job_id, n.owner
+      FROM nearest n
+     CROSS JOIN LATERAL (
+           SELECT max(allowed.k) AS k_max
+             FROM unnest(CAST(:ks AS int[]), CAST(:floors AS float8[])) AS allowed (k, floor)
+            WHERE 1 - n.distance > allowed.floor) selector
+      JOIN cached_states s ON s.prompt_id = n.id
+     CROSS JOIN LATERAL (
+           SELECT CASE s.kind WHEN 'final' THEN selector.k_max ELSE s.k END AS k) usable
+     WHERE usable.k <= selector.k_max
+     ORDER BY usable.k DESC, n.distance, s.id DESC
+     LIMIT 1
+"""
+
+# Exact: an owner has few rows, and the index on (scope, owner) leads to them.
+_NEAREST_OF_OWNER = """
+         SELECT p.id, p.owner, p.source_job_id,
+                p.embedding <=> CAST(:embedding AS halfvec) AS distance
+           FROM cached_prompts p
+          WHERE p.scope_id = :scope_id
+            AND p.owner = :owner
+            AND (p.expires_at IS NULL OR p.expires_at > :now)
+          ORDER BY distance
+          LIMIT :neighbours
+"""
+
+# By HNSW: predicate and expression are those of the partial index, word for word.
+_NEAREST_IN_NAMESPACE = """
+         SELECT p.id, p.owner, p.source_job_id,
+                p.embedding::halfvec({dimension}) <=> CAST(:embedding AS halfvec({dimension}))
+                AS distance
+           FROM cached_prompts p
+          WHERE p.scope_id = :scope_id
+            AND p.is_shared AND vector_dims(p.embedding) = {dimension}
+            AND (p.expires_at IS NULL OR p.expires_at > :now)
+          ORDER BY distance
+          LIMIT :neighbours
+"""
+
+_CREATE_NEAREST_INDEX = """
+    CREATE INDEX IF NOT EXISTS ix_cached_prompts_nearest_{dimension}
+        ON cached_prompts
+     USING hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops)
+     WHERE is_shared AND vector_dims(embedding) = {dimension}
+"""
+
+
+def register(
+    connection: Connection,
+    spec: ScopeSpec,
+    *,
+    sharing: Sharing,
+    state_kind: StateKind,
+    selector: Selector,
+) -> Scope:
+    """Get or create the scope's row; under namespace sharing also the index of its dimension."""
+    connection.execute(_REGISTER_NAMESPACE, {"namespace": spec.namespace})
+    row = {
+        "fingerprint": spec.fingerprint,
+        "namespace": spec.namespace,
+        "spec": json.dumps(asdict(spec)),
+        "embedder": spec.embedder,
+        "embedding_dimension": spec.embedding_dimension,
+        "num_inference_steps": spec.num_inference_steps,
+        "state_kind": state_kind.value,
+        "k_set": list(selector.k_set(spec.num_inference_steps)),
+        "thresholds_version": selector.thresholds.version,
+    }
+    scope_id = connection.execute(_REGISTER_SCOPE, row).scalar_one()
+    if sharing is Sharing.NAMESPACE:
+        _create_nearest_index(connection, spec.embedding_dimension)
+    return Scope(id=scope_id, spec=spec, sharing=sharing, state_kind=state_kind)
+
+
+def find(
+    connection: Connection,
+    scope: Scope,
+    embedding: str,
+    *,
+    owner: str,
+    allowances: Sequence[Allowance],
+    neighbours: int,
+    now: datetime,
+) -> Hit | None:
+    """The state that skips the most steps, among the nearest prompts; one statement, read-only.
+
+    `embedding` is from `embedding_text`. Ties go to the nearer prompt, then to the newer state.
+    """
+    wanted = {
+        "scope_id": scope.id,
+        "owner": owner,
+        "embedding": embedding,
+        "ks": [allowance.k for allowance in allowances],
+        "floors": [allowance.floor for allowance in allowances],
+        "neighbours": neighbours,
+        "now": now,
+    }
+    row = connection.execute(find_statement(scope), wanted).one_or_none()
+    return None if row is None else Hit(**{**row._mapping, "kind": StateKind(row.kind)})
+
+
+def find_statement(scope: Scope) -> TextClause:
+    """The lookup's SQL for the scope's sharing and dimension."""
+    nearest = _NEAREST_OF_OWNER
+    if scope.sharing is Sharing.NAMESPACE:
+        nearest = _NEAREST_IN_NAMESPACE.format(dimension=scope.spec.embedding_dimension)
+    return text(_FIND.format(nearest=nearest.strip()))
+
+
+def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
+    """Insert a prompt with its states, whose objects must exist; answers the prompt's id."""
+    row = {
+        "scope_id": scope.id,
+        "owner": prompt.owner,
+        "is_shared": scope.sharing is Sharing.NAMESPACE,
+        "embedding": prompt.embedding,
+        "prompt_hash": prompt.prompt_hash,
+        "source_job_id": prompt.source_job_id,
+        "created_at": prompt.created_at,
+        "expires_at": prompt.expires_at,
+    }
+    prompt_id: int = connection.execute(_INSERT_PROMPT, row).scalar_one()
+    states = {
+        "scope_id": scope.id,
+        "prompt_id": prompt_id,
+        "created_at": prompt.created_at,
+        "kinds": [state.kind.value for state in prompt.states],
+        "ks": [state.k for state in prompt.states],
+        "sizes": [state.num_bytes for state in prompt.states],
+        "keys": [state.key for state in prompt.states],
+        "hashes": [state.sha256 for state in prompt.states],
+    }
+    connection.execute(_INSERT_STATES, states)
+    return prompt_id
+
+
+def replace(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
+    """Insert a prompt in place of what its owner has cached for the same text (`refresh`)."""
+    same = {"scope_id": scope.id, "owner": prompt.owner, "prompt_hash": prompt.prompt_hash}
+    old_ids = list(connection.execute(_STATES_OF_PROMPT, same).scalars())
+    remove_states(connection, lock_states(connection, old_ids), now=prompt.created_at)
+    return insert(connection, scope, prompt)
+
+
+def record_seconds_per_step(connection: Connection, scope_id: int, seconds: float) -> None:
+    """Take a measurement into the scope's moving average, which weighs its states' benefit."""
+    connection.execute(_RECORD_SPEED, {"scope_id": scope_id, "seconds": seconds})
+
+
+def _create_nearest_index(connection: Connection, dimension: int) -> None:
+    """Create the HNSW index of a dimension once; a lock, because IF NOT EXISTS alone can race."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": INDEX_LOCK_ID})
+    connection.execute(text(_CREATE_NEAREST_INDEX.format(dimension=int(dimension))))
