@@ -1,1 +1,1 @@
-"""The small text-to-image model that ships with the project: data, training, weights, evaluation."""
+"""The small text-to-image model that ships with the project, its training and evaluation."""

@@ -1,0 +1,1 @@
+"""The training stages, one module each; `models.train` runs them in order."""
