@@ -12,7 +12,6 @@ from cache.approximate import ApproximateCache
 from cache.entry import Hit, ScopeSpec, StateKind
 from cache.lookup import Found
 from cache.store import NewEntry, NewState
-from cache.entry import Hit, ScopeSpec, StateKind
 from producer.contract import CacheMode, CacheOutcome, GenerationJob
 from producer.result import CacheReport
 from workers.denoising.families.family import Family
@@ -81,6 +80,10 @@ class Reuse:
         """Credit the state that a finished job started from with the steps it saved."""
         if plan.hit is not None:
             self._cache.count_use(plan.hit, plan.hit.k)
+
+    def flush(self) -> None:
+        """Write the uses counted so far."""
+        self._cache.flush()
 
     def new_states(
         self, claim: Claim, plan: ReusePlan, embedding: NDArray[np.float32], denoised: Denoised
