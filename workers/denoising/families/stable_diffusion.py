@@ -52,6 +52,8 @@ class StableDiffusion:
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder
         self.clip = clip
+        for module in (self.unet, self.vae, self.text_encoder, *([clip] if clip else [])):
+            module.requires_grad_(False)
         self.scheduler: Any = pipeline.scheduler
         self.vae_scale_factor: int = pipeline.vae_scale_factor
         self.device: torch.device = pipeline.device
