@@ -20,6 +20,7 @@ from minio.deleteobjects import DeleteObject
 from psycopg import sql
 
 from fleet import ports
+from fleet.addresses import parse_s3_url
 from fleet.program import Child
 from fleet.services import postgres, s3, seaweedfs, valkey
 from fleet.services.postgres import ROLE, Passwords
@@ -73,7 +74,7 @@ class TestServices:
         """A fresh bucket; removed with its objects."""
         name = f"test-{secrets.token_hex(6)}"
         url = self.s3_url.rpartition("/")[0] + f"/{name}"
-        with s3.connected(s3.parse(url)) as client:
+        with s3.connected(parse_s3_url(url)) as client:
             client.make_bucket(name)
             yield url
             keys = (o.object_name for o in client.list_objects(name, recursive=True))

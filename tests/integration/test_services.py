@@ -6,6 +6,7 @@ from contextlib import closing
 import psycopg
 import redis
 
+from fleet.addresses import parse_s3_url
 from fleet.services import s3
 
 
@@ -27,7 +28,7 @@ def test_the_broker_index_is_empty_and_durable(broker_url: str) -> None:
 
 
 def test_the_bucket_is_empty_and_holds_objects(s3_url: str) -> None:
-    address = s3.parse(s3_url)
+    address = parse_s3_url(s3_url)
     with s3.connected(address) as client:
         assert list(client.list_objects(address.bucket)) == []
         client.put_object(address.bucket, "a/b", io.BytesIO(b"x"), 1)
