@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -42,11 +42,11 @@ class S3Address:
 
 def parse_s3_url(url: str) -> S3Address:
     """Take an S3 URL apart; raises ValueError with the expected form."""
-    parts = urlsplit(url)
+    expected = "http[s]://ACCESS:SECRET@host:port/bucket"
+    parts = _split(url, {"http", "https"}, expected)
     bucket = parts.path.strip("/")
-    is_complete = parts.hostname and parts.username and parts.password and bucket
-    if parts.scheme not in {"http", "https"} or not is_complete or "/" in bucket:
-        raise ValueError("expected http[s]://ACCESS:SECRET@host:port/bucket")
+    if not (parts.username and parts.password and bucket) or "/" in bucket:
+        raise ValueError(f"expected {expected}")
     return S3Address(
         endpoint=parts.netloc.rpartition("@")[2],
         is_secure=parts.scheme == "https",
@@ -58,18 +58,16 @@ def parse_s3_url(url: str) -> S3Address:
 
 def check_database_url(url: str) -> str:
     """Return the URL; raises ValueError with the expected form."""
-    parts = urlsplit(url)
-    schemes = {"postgresql", "postgres", "postgresql+psycopg"}
-    if parts.scheme not in schemes or not parts.hostname or not parts.path.strip("/"):
-        raise ValueError("expected postgresql://user:password@host:port/database")
+    expected = "postgresql://user:password@host:port/database"
+    parts = _split(url, {"postgresql", "postgres", "postgresql+psycopg"}, expected)
+    if not parts.path.strip("/"):
+        raise ValueError(f"expected {expected}")
     return url
 
 
 def check_broker_url(url: str) -> str:
     """Return the URL; raises ValueError with the expected form."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"redis", "rediss", "valkey"} or not parts.hostname:
-        raise ValueError("expected redis://:password@host:port/0")
+    _split(url, {"redis", "rediss"}, "redis[s]://:password@host:port/0")
     return url
 
 
@@ -83,3 +81,15 @@ def without_credentials(url: str) -> str:
     """Scheme, host, port and path: what may be shown."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _split(url: str, schemes: set[str], expected: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        is_valid = parts.scheme in schemes and parts.hostname and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"expected {expected}")
+    return parts

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from types import FrameType
 
 from fleet import ports
@@ -30,7 +29,7 @@ from fleet.services import embedded
 from fleet.services.embedded import Services
 from fleet.settings import FleetSettings
 from fleet.supervisor import FleetEvent, Supervisor
-from fleet.workers import forget_models, worker_programs
+from fleet.workers import worker_programs
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +37,21 @@ INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EventCallback = Callable[[FleetEvent], None]
 WorkerPrograms = Callable[[Addresses, FlowerAddress, Secrets], Sequence[Program]]
+
+
+def upgrade_schema(database_url: str) -> None:
+    """Bring the database to the newest schema; raises FleetError."""
+    # Late: Alembic and SQLAlchemy are slow to import, and needed here only.
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from cache.errors import CacheError
+    from migrations.migrate import upgrade
+
+    try:
+        upgrade(database_url)
+    except (CacheError, SQLAlchemyError) as error:
+        reason = " ".join(str(error).split("\n[SQL", 1)[0].split())
+        raise FleetError(f"the database could not be migrated: {reason}") from error
 
 
 class Fleet:
@@ -70,7 +84,7 @@ def running_fleet(
     *,
     on_event: EventCallback = lambda event: None,
     workers: WorkerPrograms = worker_programs,
-    migrate: Callable[[str], None] | None = None,
+    migrate: Callable[[str], None] = upgrade_schema,
 ) -> Iterator[Fleet]:
     """Start everything, yield when all is ready, stop everything in reverse order at the end.
 
@@ -88,7 +102,7 @@ def running_fleet(
         services = embedded.prepare(settings, home, taken={_port(flower)})
         supervision = _Supervision(home, services, flower, on_event=on_event)
         try:
-            supervision.start(partial(_prepare_data, settings, migrate or _upgrade), workers)
+            supervision.start(migrate, workers)
             try:
                 yield supervision.fleet
             finally:
@@ -113,12 +127,12 @@ class _Supervision:
         self._settled = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, prepare: Callable[[Addresses], None], workers: WorkerPrograms) -> None:
+    def start(self, migrate: Callable[[str], None], workers: WorkerPrograms) -> None:
         """Return when all is ready; raises what prevented it."""
 
         def run() -> None:
             try:
-                self._supervise(prepare, workers)
+                self._supervise(migrate, workers)
             except Exception as error:  # noqa: BLE001  the thread's end: re-raised by the caller's
                 self.fleet.failure = error
             finally:
@@ -137,12 +151,12 @@ class _Supervision:
             self._thread.join()
         self._home.remove_record()
 
-    def _supervise(self, prepare: Callable[[Addresses], None], workers: WorkerPrograms) -> None:
+    def _supervise(self, migrate: Callable[[str], None], workers: WorkerPrograms) -> None:
         addresses, stopping = self._record.addresses, self._supervisor.stopping
         try:
             self._supervisor.start(self._programs)
             if not stopping.is_set():
-                prepare(addresses)
+                migrate(addresses.sqlalchemy_url)
                 self._supervisor.start(
                     workers(addresses, self._record.flower, self._home.secrets())
                 )
@@ -169,27 +183,6 @@ def end_leftovers(home: Home) -> list[str]:
         logger.warning("stopped leftovers of an earlier run: %s", ", ".join(ended))
     home.remove_record()
     return ended
-
-
-def _prepare_data(
-    settings: FleetSettings, migrate: Callable[[str], None], addresses: Addresses
-) -> None:
-    migrate(addresses.sqlalchemy_url)
-    if settings.broker_url is None:
-        forget_models(addresses.broker_url)
-
-
-def _upgrade(database_url: str) -> None:
-    # Late: Alembic and SQLAlchemy are slow to import, and needed here only.
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from migrations.migrate import upgrade
-
-    try:
-        upgrade(database_url)
-    except SQLAlchemyError as error:
-        reason = " ".join(str(error).split("\n[SQL", 1)[0].split())
-        raise FleetError(f"the database could not be migrated: {reason}") from error
 
 
 def _flower_address(settings: FleetSettings, secrets: Secrets) -> FlowerAddress:

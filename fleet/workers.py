@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import psutil
 import redis
 import urllib3
 
@@ -17,10 +19,9 @@ from fleet.home import Secrets
 from fleet.program import Program
 from fleet.record import FlowerAddress
 from fleet.services.valkey import CONNECTION_OPTIONS
+from producer.models import MODELS_KEY
 
 PROJECT = Path(__file__).resolve().parent.parent
-# Written by a GPU worker when its model is loaded, and again while it lives.
-MODELS_KEY = "nirvana:models"
 # Importing torch and loading a model on a busy machine.
 READY_TIMEOUT_S = 180.0
 # A warm shutdown lets running jobs end; the whole fleet has 15 s.
@@ -45,7 +46,7 @@ def worker_programs(
         program(
             name="gpu",
             argv=(*command, "worker", "gpu"),
-            probe=lambda _: probe_models(addresses.broker_url),
+            probe=partial(probe_models, addresses.broker_url),
         ),
         program(name="io", argv=(*command, "worker", "io")),
         program(name="beat", argv=(*command, "beat")),
@@ -53,20 +54,16 @@ def worker_programs(
     )
 
 
-def probe_models(broker_url: str) -> None:
-    """Raise NotReadyError until a GPU worker has announced its model."""
+def probe_models(broker_url: str, pid: int) -> None:
+    """Raise NotReadyError until a GPU worker has announced its model since the process began."""
     try:
+        started_at = psutil.Process(pid).create_time()
         with closing(redis.Redis.from_url(broker_url, **CONNECTION_OPTIONS)) as client:
-            if not client.exists(MODELS_KEY):
-                raise NotReadyError("its model is still loading")
-    except (redis.RedisError, OSError) as error:
+            entries = [json.loads(entry) for entry in client.hvals(MODELS_KEY)]
+    except (redis.RedisError, OSError, psutil.NoSuchProcess) as error:
         raise NotReadyError(str(error)) from error
-
-
-def forget_models(broker_url: str) -> None:
-    """Remove an earlier run's announcement, which could pass for this run's."""
-    with closing(redis.Redis.from_url(broker_url, **CONNECTION_OPTIONS)) as client:
-        client.delete(MODELS_KEY)
+    if not any(entry["seen_at"] >= started_at for entry in entries):
+        raise NotReadyError("its model is still loading")
 
 
 def probe_flower(url: str) -> None:
