@@ -1,4 +1,4 @@
-"""What each process of a fleet runs: the parts behind `nirvana worker`, `beat`, `flower`, `migrate`.
+"""What each process of a fleet runs, behind `nirvana worker`, `beat`, `flower` and `migrate`.
 
 Imports are late on purpose: an io worker, beat and Flower must not load torch.
 """
@@ -35,21 +35,36 @@ def run_gpu_worker() -> int:
 
 def run_io_worker() -> int:
     """Serve webhooks, admissions, cancellations and maintenance; returns the exit status."""
+    from cache.settings import CacheSettings
+    from producer.settings import ProducerSettings, load_settings
     from workers import logs
-    from workers.beat_tasks import serve
+    from workers.beat_tasks import Settings, serve
+    from workers.settings import WorkerSettings
 
     logs.configure()
-    return serve(_io_settings())
+    return serve(
+        Settings(
+            producer=load_settings(ProducerSettings),
+            cache=CacheSettings.load(),
+            worker=load_settings(WorkerSettings),
+        )
+    )
 
 
 def run_beat() -> None:
     """Send the periodic tasks until told to stop."""
+    from producer.settings import ProducerSettings, load_settings
     from workers import beat_tasks, logs
+    from workers.settings import WorkerSettings
 
     logs.configure()
     # What ran when is not worth keeping: every task does all that is due.
     with tempfile.TemporaryDirectory(prefix="nirvana-beat-") as folder:
-        beat_tasks.run_beat(_io_settings(), schedule_path=Path(folder) / "schedule")
+        beat_tasks.run_beat(
+            load_settings(ProducerSettings),
+            load_settings(WorkerSettings),
+            schedule_path=Path(folder) / "schedule",
+        )
 
 
 def run_flower(*, address: str, port: int, settings: FleetSettings) -> None:
@@ -90,16 +105,3 @@ def run_migrate() -> str:
     finally:
         objects.close()
     return str(current(database_url))
-
-
-def _io_settings():  # type: ignore[no-untyped-def]
-    from cache.settings import CacheSettings
-    from producer.settings import ProducerSettings, load_settings
-    from workers.beat_tasks import Settings
-    from workers.settings import WorkerSettings
-
-    return Settings(
-        producer=load_settings(ProducerSettings),
-        cache=CacheSettings.load(),
-        worker=load_settings(WorkerSettings),
-    )

@@ -103,9 +103,9 @@ def serve(settings: Settings) -> int:
         return run_worker(app, name="io", queues=queues, concurrency=_CONCURRENCY)
 
 
-def run_beat(settings: Settings, *, schedule_path: Path) -> None:
+def run_beat(producer: ProducerSettings, worker: WorkerSettings, *, schedule_path: Path) -> None:
     """Send the periodic tasks until told to stop; exactly one process of a fleet does."""
-    app = build_app(settings.producer, settings.worker)
+    app = build_app(producer, worker)
     app.Beat(schedule=str(schedule_path), loglevel="WARNING").run()
 
 
@@ -217,7 +217,7 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
 
     @app.task(name=EVICT_TASK)  # type: ignore[untyped-decorator]
     def evict_task() -> dict[str, Any]:
-        return asdict(evict(process.database, process.objects, settings.cache))
+        return asdict(evict(process.database, process.objects, settings.cache, now=utc_now()))
 
     @app.task(name=SWEEP_TASK)  # type: ignore[untyped-decorator]
     def sweep_task() -> dict[str, Any]:
