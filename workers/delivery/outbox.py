@@ -8,26 +8,34 @@ again under the same webhook-id. Delivery is therefore at least once.
 
 from __future__ import annotations
 
-import logging
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
-from sqlalchemy import CTE, ColumnElement, Connection, Row, literal_column, or_, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Connection,
+    Row,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
-from producer.contract import EventType, GenerationJob, canonical_json
+from producer.contract import EventType, GenerationJob
 from producer.result import JobResult
+from workers.delivery.body import event_body
 from workers.delivery.retry import next_attempt_at
 from workers.delivery.webhooks import Attempt, Verdict
 from workers.tables import endpoints, webhook_deliveries
 
-BODY_BYTES_MAX: Final = 20_000  # Standard Webhooks' recommendation
-ERROR_MESSAGE_CHARACTERS_MAX: Final = 1_000  # in a body that would be too long
-
-logger = logging.getLogger(__name__)
+# Due deliveries among which receivers take turns; a sweep reads no more of them.
+CANDIDATES_MAX: Final = 5_000
 
 
 class DeliveryStatus(StrEnum):
@@ -75,7 +83,7 @@ def enqueue(
             namespace=job.namespace,
             endpoint_name=job.webhook.endpoint or job.webhook.secret_name,
             url=job.webhook.url,
-            body=_body(event, result, now),
+            body=event_body(event, result, now=now),
             next_attempt_at=now,
             created_at=now,
         )
@@ -93,10 +101,11 @@ def claim_due(
     lease_s: float,
     delivery_id: uuid.UUID | None = None,
 ) -> list[Delivery]:
-    """Lease at most `limit` due deliveries, the longest due first; skip what others are claiming.
+    """Lease at most `limit` due deliveries; skip what others are claiming.
 
-    With `delivery_id` only that one: its first attempt at once, whatever this machine's clock
-    says of the one that wrote it.
+    Receivers take turns, the longest due first, so that one with a backlog delays no other. With
+    `delivery_id` only that one, its first attempt whatever this machine's clock says of the one
+    that wrote it.
     """
     row = webhook_deliveries.c
     is_due: ColumnElement[bool] = row.next_attempt_at <= now
@@ -143,23 +152,6 @@ def record(
     return status if written.rowcount else None
 
 
-def _body(event: EventType, result: JobResult, now: datetime) -> bytes:
-    """The exact bytes to sign and send; what a job or an error may inflate is cut to fit."""
-    body = _json(event, result, now)
-    if len(body) <= BODY_BYTES_MAX:
-        return body
-    logger.warning("webhook body cut to fit: no metadata", extra={"job_id": result.job_id})
-    error = result.error and result.error.model_copy(
-        update={"message": result.error.message[:ERROR_MESSAGE_CHARACTERS_MAX]}
-    )
-    return _json(event, result.model_copy(update={"metadata": {}, "error": error}), now)
-
-
-def _json(event: EventType, result: JobResult, now: datetime) -> bytes:
-    timestamp = now.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    return canonical_json({"type": event, "timestamp": timestamp, "data": result.to_wire()})
-
-
 def _next_state(
     delivery: Delivery, attempt: Attempt, now: datetime, jitter: float
 ) -> tuple[DeliveryStatus, datetime | None]:
@@ -198,7 +190,7 @@ def _is_pending() -> ColumnElement[bool]:
 
 def _locked(is_due: ColumnElement[bool], limit: int) -> CTE:
     """Due deliveries that nobody else is claiming, each with its receiver's row if there is one."""
-    row, receiver = webhook_deliveries.c, endpoints.c
+    row, receiver, turns = webhook_deliveries.c, endpoints.c, _turns(is_due)
     is_receiver = (receiver.namespace == row.namespace) & (receiver.name == row.endpoint_name)
     return (
         select(
@@ -208,13 +200,30 @@ def _locked(is_due: ColumnElement[bool], limit: int) -> CTE:
             receiver.disabled_at,
             receiver.disabled_reason,
         )
-        .join_from(webhook_deliveries, endpoints, is_receiver, isouter=True)
+        .join_from(webhook_deliveries, turns, turns.c.id == row.id)
+        .join(endpoints, is_receiver, isouter=True)
+        # Asked again of the locked row, which another sender may have claimed since.
         .where(_is_pending(), is_due)
-        .order_by(row.next_attempt_at)
+        .order_by(turns.c.turn, row.next_attempt_at)
         .limit(limit)
         .with_for_update(of=webhook_deliveries, skip_locked=True)
         .cte("due")
     )
+
+
+def _turns(is_due: ColumnElement[bool]) -> CTE:
+    """Number the due deliveries of each receiver: 1 for its longest due, and so on."""
+    row = webhook_deliveries.c
+    candidates = (
+        select(row.id, row.namespace, row.endpoint_name, row.url, row.next_attempt_at)
+        .where(_is_pending(), is_due)
+        .order_by(row.next_attempt_at)
+        .limit(CANDIDATES_MAX)
+        .subquery("candidates")
+    )
+    receiver = [candidates.c.namespace, candidates.c.endpoint_name, candidates.c.url]
+    turn = func.row_number().over(partition_by=receiver, order_by=candidates.c.next_attempt_at)
+    return select(candidates.c.id, turn.label("turn")).cte("turns")
 
 
 def _to_delivery(row: Row[Any]) -> Delivery:
