@@ -7,7 +7,9 @@ ProducerError
 ├── UnknownJob          there is no trace of that job
 ├── QueueFull           the queue's limit is reached
 ├── JobFailed           the job ended as failed
+│   └── JobCancelled    the job was cancelled
 ├── WaitTimeout         the job did not end in time
+├── ImageUnavailable    the image cannot be downloaded, or is not the one of the result
 ├── BrokerUnavailable   the broker cannot be reached
 └── SettingsInvalid     a NIRVANA_ variable is missing or out of its limits
 """
@@ -34,9 +36,10 @@ class InvalidJob(ProducerError):
 class UnknownModel(ProducerError):
     """No worker serves that model."""
 
-    def __init__(self, model: str, served: list[str]) -> None:
-        allowed = ", ".join(sorted(served)) or "none yet: is a GPU worker running?"
-        super().__init__(f"model: '{model}' is not served; served: {allowed}")
+    def __init__(self, model: str | None, served: list[str]) -> None:
+        allowed = ", ".join(sorted(served)) or "none yet (is a GPU worker running?)"
+        problem = "name one, there is no default" if model is None else f"'{model}' is not served"
+        super().__init__(f"model: {problem}; served: {allowed}")
         self.model = model
         self.served = served
 
@@ -57,6 +60,18 @@ class UnknownJob(ProducerError):
         self.job_id = job_id
 
 
+class QueueFull(ProducerError):
+    """The queue takes no more jobs for now."""
+
+    def __init__(self, queue: str, length_max: int) -> None:
+        super().__init__(
+            f"queue {queue} is full: {length_max:,} jobs wait at this priority;"
+            " try again later (the limit is NIRVANA_QUEUE_LENGTH_MAX)"
+        )
+        self.queue = queue
+        self.length_max = length_max
+
+
 class JobFailed(ProducerError):
     """The job ended without an image."""
 
@@ -70,12 +85,31 @@ class JobFailed(ProducerError):
         return type(self), (self.code, self.message)
 
 
+class JobCancelled(JobFailed):
+    """The job was cancelled."""
+
+
 class WaitTimeout(ProducerError):
     """The job did not end in time; it goes on in the fleet."""
+
+    def __init__(self, job_id: str, timeout_s: float, status: str) -> None:
+        super().__init__(f"job {job_id} is still {status} after {timeout_s:g} s; it goes on")
+        self.job_id = job_id
+        self.timeout_s = timeout_s
+        self.status = status
+
+
+class ImageUnavailable(ProducerError):
+    """The image cannot be downloaded, or is not the one of the result."""
 
 
 class BrokerUnavailable(ProducerError):
     """The broker cannot be reached."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"the broker {address} cannot be reached: {reason}")
+        self.address = address
+        self.reason = reason
 
 
 class SettingsInvalid(ProducerError):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Final
 
 import redis
@@ -63,6 +63,9 @@ class ServedModel:
             )
 
 
+_FIELDS: Final = frozenset(field.name for field in fields(ServedModel))
+
+
 class ModelTable:
     """The fleet's served models, as its workers last told."""
 
@@ -80,18 +83,23 @@ class ModelTable:
         entries = [json.loads(raw) for raw in self._connection.hvals(MODELS_KEY)]
         oldest = self._clock() - ENTRY_LIFETIME_S
         return {
-            entry["slug"]: ServedModel(**entry)
+            entry["slug"]: ServedModel(**{name: entry[name] for name in _FIELDS})
             for entry in entries
-            if entry.pop("seen_at") >= oldest
+            # A newer fleet's entry may say more; one that says less is of an older fleet.
+            if entry["seen_at"] >= oldest and entry.keys() >= _FIELDS
         }
 
     def choose(self, slug: str | None) -> ServedModel:
         """The model of that name, or the fleet's default; raises UnknownModel."""
-        served = self.served()
-        if slug is None:
-            defaults = [model for model in served.values() if model.is_default]
-            if defaults:
-                return defaults[0]
-        elif slug in served:
-            return served[slug]
-        raise UnknownModel(slug or "default", list(served))
+        return choose_model(self.served(), slug)
+
+
+def choose_model(served: Mapping[str, ServedModel], slug: str | None) -> ServedModel:
+    """The model of that name, or the default among `served`; raises UnknownModel."""
+    if slug is None:
+        defaults = [name for name, model in served.items() if model.is_default]
+        if defaults:
+            return served[min(defaults)]
+    elif slug in served:
+        return served[slug]
+    raise UnknownModel(slug, list(served))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
 from producer.contract import CacheOutcome, ErrorCode, Status, WireForm
+from producer.errors import JobCancelled, JobFailed
 
 
 class StoredImage(WireForm):
@@ -69,3 +70,14 @@ class JobResult(WireForm):
     timings: Timings | None = None
     error: JobError | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+
+    def raise_for_status(self) -> Self:
+        """Return the result of a job that succeeded; raises JobCancelled or JobFailed."""
+        match self.status:
+            case Status.SUCCEEDED:
+                return self
+            case Status.CANCELLED:
+                raise JobCancelled("cancelled", f"job {self.job_id} was cancelled")
+            case _:
+                error = self.error or JobError(code=ErrorCode.INTERNAL, message="no reason given")
+                raise JobFailed(error.code, error.message)

@@ -13,19 +13,23 @@ SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
 class ProducerSettings(BaseSettings):
-    """Read from `NIRVANA_*` variables, checked when read."""
+    """Read from `NIRVANA_*` variables, checked when read; an empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(env_prefix="NIRVANA_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="NIRVANA_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
-    broker_url: str = Field("redis://127.0.0.1:6379/0", pattern=r"^(rediss?|valkey)://")
+    broker_url: str = Field(
+        default="redis://127.0.0.1:6379/0", pattern=r"^(rediss?|valkey)://", repr=False
+    )
     """Redis or Valkey: queues, traces, Celery's results."""
-    namespace: str = Field("default", pattern=r"^[a-z0-9-]{1,64}$")
+    namespace: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$")
     """The namespace of jobs that name none."""
-    namespace_buckets: int = Field(8, ge=1, le=64)
+    namespace_buckets: int = Field(default=8, ge=1, le=64)
     """Queues per model; kombu serves them in turn, so one tenant's backlog blocks no other's."""
-    queue_length_max: int = Field(100_000, ge=1)
+    queue_length_max: int = Field(default=100_000, ge=1)
     """Waiting jobs of one queue and priority above which `submit` is refused."""
-    trace_retention_s: int = Field(7 * 86_400, ge=60)
+    trace_retention_s: int = Field(default=7 * 86_400, ge=60)
     """How long a job can be asked after, from its submission and again from its end."""
 
 

@@ -14,56 +14,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import redis
 
+from producer import trace_scripts as scripts
 from producer.contract import GenerationJob, Priority, Status, canonical_json
-from producer.errors import JobConflict, UnknownJob
+from producer.errors import JobConflict, QueueFull, UnknownJob
 from producer.result import JobResult
-
-_CREATE: Final = """
-local known = redis.call('HGET', KEYS[1], 'payload_hash')
-if known then return known end
-local sequence = redis.call('INCR', KEYS[3])
-redis.call('HSET', KEYS[1], 'wire', ARGV[2], 'payload_hash', ARGV[3], 'list', ARGV[4],
-           'sequence', sequence, 'sent_at', ARGV[5], 'status', 'submitted', 'attempt', 0)
-redis.call('EXPIRE', KEYS[1], ARGV[6])
-redis.call('ZADD', KEYS[2], sequence, ARGV[1])
-redis.call('SADD', KEYS[4], ARGV[4])
-return false
-"""
-
-_CLAIM: Final = """
-local list, sequence = unpack(redis.call('HMGET', KEYS[1], 'list', 'sequence'))
-if not list then return false end
-redis.call('HSET', KEYS[1], 'status', 'running', 'attempt', ARGV[2])
-redis.call('ZREM', 'nirvana:waiting:' .. list, ARGV[1])
-local highest = tonumber(redis.call('HGET', KEYS[2], list) or 0)
-if tonumber(sequence) > highest then redis.call('HSET', KEYS[2], list, sequence) end
-return list
-"""
-
-_RESEND: Final = """
-local list, status = unpack(redis.call('HMGET', KEYS[1], 'list', 'status'))
-if status ~= ARGV[3] then return false end
-local sequence = redis.call('INCR', KEYS[2])
-redis.call('HSET', KEYS[1], 'sequence', sequence, 'sent_at', ARGV[2], 'status', 'submitted')
-redis.call('ZADD', 'nirvana:waiting:' .. list, sequence, ARGV[1])
-return list
-"""
-
-_FINISH: Final = """
-local list = redis.call('HGET', KEYS[1], 'list')
-if not list then return false end
-redis.call('HSET', KEYS[1], 'status', ARGV[2], 'attempt', ARGV[3], 'result', ARGV[4])
-redis.call('HDEL', KEYS[1], 'progress')
-redis.call('EXPIRE', KEYS[1], ARGV[5])
-redis.call('ZREM', 'nirvana:waiting:' .. list, ARGV[1])
-return list
-"""
 
 _LISTS: Final = "nirvana:lists"
 _CLAIMED: Final = "nirvana:claimed"
@@ -121,19 +82,29 @@ class Traces:
         self._connection = connection
         self._retention_s = retention_s
         self._clock = clock
-        self._create = connection.register_script(_CREATE)
-        self._claim = connection.register_script(_CLAIM)
-        self._resend = connection.register_script(_RESEND)
-        self._finish = connection.register_script(_FINISH)
+        self._create = connection.register_script(scripts.CREATE)
+        self._claim = connection.register_script(scripts.CLAIM)
+        self._resend = connection.register_script(scripts.RESEND)
+        self._progress = connection.register_script(scripts.PROGRESS)
+        self._finish = connection.register_script(scripts.FINISH)
 
-    def create(self, job_id: str, job: GenerationJob, *, payload_hash: str, queue: str) -> bool:
+    def create(
+        self,
+        job_id: str,
+        job: GenerationJob,
+        *,
+        payload_hash: str,
+        queue: str,
+        length_max: int | None = None,
+    ) -> bool:
         """Record a job before it is published; False when the same job is there already.
 
-        Raises JobConflict when the id is there with another payload.
+        Raises JobConflict when the id is there with another payload, QueueFull when `length_max`
+        jobs wait in its list.
         """
         waiting_in = list_name(queue, job.priority)
-        known = self._create(
-            keys=[_key(job_id), f"nirvana:waiting:{waiting_in}", _SEQUENCE, _LISTS],
+        answer = self._create(
+            keys=[_key(job_id), _waiting_key(waiting_in), _SEQUENCE, _LISTS],
             args=[
                 job_id,
                 canonical_json(job.to_wire()),
@@ -141,11 +112,15 @@ class Traces:
                 waiting_in,
                 self._clock(),
                 self._retention_s,
+                uuid.uuid4().hex,
+                -1 if length_max is None else length_max,
             ],
         )
-        if known is not None and known != payload_hash:
+        if answer == "full":
+            raise QueueFull(queue, length_max or 0)
+        if answer not in ("created", payload_hash):
             raise JobConflict(job_id)
-        return known is None
+        return bool(answer == "created")
 
     def mark_running(self, job_id: str, attempt: int) -> None:
         """Take the job out of its waiting list; no trace, no effect."""
@@ -172,9 +147,9 @@ class Traces:
         )
 
     def show_progress(self, job_id: str, progress: Progress) -> None:
-        """Show how far a running job is."""
+        """Show how far a job is; no effect unless it is running."""
         value = f"{progress.steps_done}/{progress.steps_asked}"
-        self._connection.hset(_key(job_id), "progress", value)
+        self._progress(keys=[_key(job_id)], args=[value])
 
     def read(self, job_id: str) -> Trace:
         """Tell what is known of a job; raises UnknownJob."""
@@ -183,18 +158,32 @@ class Traces:
             raise UnknownJob(job_id)
         return _to_trace(job_id, fields)
 
-    def num_ahead(self, trace: Trace) -> int:
-        """How many jobs of the same queue are to be claimed before this one."""
-        waiting_in = list_name(trace.queue, trace.priority)
-        rank = self._connection.zrank(f"nirvana:waiting:{waiting_in}", trace.job_id)
+    def num_ahead(self, trace: Trace, *, beside: Sequence[str] = ()) -> int:
+        """How many jobs are to be claimed before this one; 0 when it does not wait.
+
+        `beside` are the other queues of the same workers: kombu empties the better lists of all
+        queues first, and then takes one job of each queue in turn.
+        """
+        waiting_in = _waiting_key(list_name(trace.queue, trace.priority))
+        rank = cast("int | None", self._connection.zrank(waiting_in, trace.job_id))
         if rank is None:
             return 0
+        others = [queue for queue in beside if queue != trace.queue]
         better = [p for p in Priority if p.celery_number < trace.priority.celery_number]
-        return cast(int, rank) + sum(self.num_waiting(trace.queue, other) for other in better)
+        served_first = [(queue, p) for queue in (trace.queue, *others) for p in better]
+        lengths = self._lengths([*served_first, *((queue, trace.priority) for queue in others)])
+        in_turn = lengths[len(served_first) :]
+        return rank + sum(lengths[: len(served_first)]) + sum(min(n, rank + 1) for n in in_turn)
+
+    def _lengths(self, lists: Sequence[tuple[str, Priority]]) -> list[int]:
+        with self._connection.pipeline(transaction=False) as pipeline:
+            for queue, priority in lists:
+                pipeline.zcard(_waiting_key(list_name(queue, priority)))
+            return [int(length) for length in pipeline.execute()]
 
     def num_waiting(self, queue: str, priority: Priority) -> int:
         """How many jobs of that queue and priority nobody has claimed."""
-        return int(self._connection.zcard(f"nirvana:waiting:{list_name(queue, priority)}"))
+        return int(self._connection.zcard(_waiting_key(list_name(queue, priority))))
 
     def waiting(self, *, limit_per_list: int) -> Iterator[WaitingJob]:
         """Jobs that nobody has claimed, the longest waiting of each list first."""
@@ -202,12 +191,18 @@ class Traces:
             yield from self._waiting_in(waiting_in, limit_per_list)
 
     def _waiting_in(self, waiting_in: str, limit: int) -> Iterator[WaitingJob]:
-        key = f"nirvana:waiting:{waiting_in}"
+        key = _waiting_key(waiting_in)
         queue, priority = _parse_list(waiting_in)
         highest = float(cast("str | None", self._connection.hget(_CLAIMED, waiting_in)) or 0)
-        oldest = self._connection.zrange(key, 0, limit - 1, withscores=True)
-        for job_id, sequence in cast("list[tuple[str, float]]", oldest):
-            sent_at = self._connection.hget(_key(job_id), "sent_at")
+        oldest = cast(
+            "list[tuple[str, float]]",
+            self._connection.zrange(key, 0, limit - 1, withscores=True),
+        )
+        with self._connection.pipeline(transaction=False) as pipeline:
+            for job_id, _ in oldest:
+                pipeline.hget(_key(job_id), "sent_at")
+            times = pipeline.execute()
+        for (job_id, sequence), sent_at in zip(oldest, times, strict=True):
             if sent_at is None:  # the trace has expired: nobody waits for the job any more
                 self._connection.zrem(key, job_id)
                 continue
@@ -222,6 +217,10 @@ class Traces:
 
 def _key(job_id: str) -> str:
     return f"nirvana:job:{job_id}"
+
+
+def _waiting_key(waiting_in: str) -> str:
+    return f"nirvana:waiting:{waiting_in}"
 
 
 def _parse_list(waiting_in: str) -> tuple[str, Priority]:

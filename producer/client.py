@@ -1,0 +1,248 @@
+"""The client: submit jobs, follow them, take their images.
+
+    with Client() as client:
+        handle = client.submit("a lighthouse at dusk", num_inference_steps=20)
+        result = handle.wait(timeout_s=60)
+        png = client.image(result)
+
+Everything is synchronous and thread-safe; in an asyncio program, call it through
+`asyncio.to_thread`. Each call raises BrokerUnavailable where the broker does not answer in time.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self, overload
+
+from producer.broker import naming_broker, open_app, open_connection
+from producer.contract import Status
+from producer.errors import ImageUnavailable, UnknownJob, WaitTimeout
+from producer.images import download_image
+from producer.models import ModelTable, ServedModel
+from producer.position import Position, find_position
+from producer.result import JobResult
+from producer.settings import ProducerSettings, load_settings
+from producer.submission import (
+    JobLike,
+    Submission,
+    check_room,
+    one_per_seed,
+    prepare,
+    send,
+    send_cancel,
+    to_job,
+)
+from producer.trace import Trace, Traces
+
+POLL_MIN_S: Final = 0.02
+POLL_MAX_S: Final = 0.25
+POLL_GROWTH: Final = 1.3
+
+# Together under 10 s for a broker that is away, whether it refuses or says nothing.
+_CONNECT_TIMEOUT_S: Final = 3.0
+_COMMAND_TIMEOUT_S: Final = 4.0
+_PUBLISH_RETRIES: Final = {
+    "max_retries": 1,
+    "interval_start": 0.1,
+    "interval_step": 0.2,
+    "interval_max": 0.5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class JobHandle:
+    """A submitted job; `str(handle)` is its id."""
+
+    job_id: str
+    _client: Client = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.job_id
+
+    def status(self) -> Status:
+        return self._client.status(self.job_id).status
+
+    def position(self) -> Position:
+        return self._client.position(self.job_id)
+
+    def wait(self, timeout_s: float | None = None) -> JobResult:
+        return self._client.wait(self.job_id, timeout_s)
+
+    def result(self) -> JobResult | None:
+        return self._client.result(self.job_id)
+
+    def progress(self, timeout_s: float | None = None) -> Iterator[Trace]:
+        return self._client.progress(self.job_id, timeout_s)
+
+    def cancel(self) -> bool:
+        return self._client.cancel(self.job_id)
+
+
+JobId = str | uuid.UUID | JobHandle
+
+
+class Client:
+    """One connection to a fleet's broker; `settings` default to the `NIRVANA_*` variables.
+
+    Nothing is connected before the first call. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, settings: ProducerSettings | None = None) -> None:
+        self._settings = settings or load_settings(ProducerSettings)
+        self._broker_url = self._settings.broker_url
+        self._connection = open_connection(
+            self._broker_url,
+            connect_timeout_s=_CONNECT_TIMEOUT_S,
+            command_timeout_s=_COMMAND_TIMEOUT_S,
+            retries=1,
+        )
+        self._traces = Traces(self._connection, retention_s=self._settings.trace_retention_s)
+        self._app = open_app(
+            self._broker_url,
+            name="nirvana-client",
+            keeps_results=False,
+            connect_timeout_s=_CONNECT_TIMEOUT_S,
+            command_timeout_s=_COMMAND_TIMEOUT_S,
+            task_publish_retry_policy=_PUBLISH_RETRIES,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back; the client can be used no more."""
+        self._connection.close()
+        self._app.close()
+
+    def models(self) -> dict[str, ServedModel]:
+        """What the fleet serves, by slug."""
+        with naming_broker(self._broker_url):
+            return ModelTable(self._connection).served()
+
+    @overload
+    def submit(self, job: JobLike, *, seeds: None = None, **fields: Any) -> JobHandle: ...
+
+    @overload
+    def submit(self, job: JobLike, *, seeds: Sequence[int], **fields: Any) -> list[JobHandle]: ...
+
+    def submit(
+        self, job: JobLike, *, seeds: Sequence[int] | None = None, **fields: Any
+    ) -> JobHandle | list[JobHandle]:
+        """Send a prompt, or a job; `fields` are those of GenerationJob, and win.
+
+        With `seeds`, one job per seed. The same `job_id` with the same fields is the same job:
+        it is not sent again. Raises InvalidJob, UnknownModel, QueueFull, JobConflict.
+        """
+        asked = to_job(job, fields)
+        if seeds is None:
+            return self.submit_many([asked])[0]
+        return self.submit_many(one_per_seed(asked, seeds))
+
+    def submit_many(
+        self,
+        jobs: Iterable[JobLike],
+        *,
+        on_submitted: Callable[[JobHandle], None] = lambda handle: None,
+    ) -> list[JobHandle]:
+        """Send jobs in order; all are checked before the first is sent.
+
+        `on_submitted` is called after each, which tells what was sent where the broker goes away
+        in the middle. Raises as `submit` does.
+        """
+        asked = [to_job(job, {}) for job in jobs]
+        served = self.models()
+        submissions = [prepare(job, served=served, settings=self._settings) for job in asked]
+        limit = self._settings.queue_length_max
+        with naming_broker(self._broker_url):
+            check_room(submissions, self._traces, queue_length_max=limit)
+        return [self._send(submission, limit, on_submitted) for submission in submissions]
+
+    def _send(
+        self, submission: Submission, limit: int, on_submitted: Callable[[JobHandle], None]
+    ) -> JobHandle:
+        with naming_broker(self._broker_url):
+            send(submission, self._traces, self._app, queue_length_max=limit)
+        handle = JobHandle(submission.job_id, self)
+        on_submitted(handle)
+        return handle
+
+    def status(self, job_id: JobId) -> Trace:
+        """Tell all that is known of a job now; raises UnknownJob."""
+        with naming_broker(self._broker_url):
+            return self._traces.read(_checked(job_id))
+
+    def result(self, job_id: JobId) -> JobResult | None:
+        """Tell what came of the job, however it ended; None before. Raises UnknownJob."""
+        return self.status(job_id).result
+
+    def position(self, job_id: JobId) -> Position:
+        """Tell how many jobs go first, and for how long; zero once it runs. Raises UnknownJob."""
+        trace = self.status(job_id)
+        with naming_broker(self._broker_url):
+            return find_position(
+                trace,
+                self._traces,
+                served=ModelTable(self._connection).served(),
+                num_buckets=self._settings.namespace_buckets,
+            )
+
+    def progress(self, job_id: JobId, timeout_s: float | None = None) -> Iterator[Trace]:
+        """Yield the job now and at each change; the last one is terminal.
+
+        Raises UnknownJob, and WaitTimeout after `timeout_s`.
+        """
+        give_up_at = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+        seen: Trace | None = None
+        delay_s = POLL_MIN_S
+        while True:
+            trace = self.status(job_id)
+            if trace != seen:
+                yield trace
+                seen, delay_s = trace, POLL_MIN_S
+            if trace.status.is_terminal:
+                return
+            left_s = give_up_at - time.monotonic()
+            if left_s <= 0:
+                raise WaitTimeout(str(job_id), timeout_s or 0.0, trace.status)
+            time.sleep(min(delay_s, left_s))
+            delay_s = min(delay_s * POLL_GROWTH, POLL_MAX_S)
+
+    def wait(self, job_id: JobId, timeout_s: float | None = None) -> JobResult:
+        """Block until the job has its image.
+
+        Raises JobFailed (JobCancelled) where it ends without one, WaitTimeout, UnknownJob.
+        """
+        *_, last = self.progress(job_id, timeout_s)
+        assert last.result is not None, "a terminal trace has its result"
+        return last.result.raise_for_status()
+
+    def cancel(self, job_id: JobId) -> bool:
+        """Ask for the job's end, within a step if it runs; False when it has ended already.
+
+        Raises UnknownJob.
+        """
+        if self.status(job_id).status.is_terminal:
+            return False
+        with naming_broker(self._broker_url):
+            send_cancel(_checked(job_id), self._app)
+        return True
+
+    def image(self, result: JobResult, *, timeout_s: float = 30.0) -> bytes:
+        """Download the PNG of a result, checked; raises ImageUnavailable."""
+        if result.image is None:
+            raise ImageUnavailable(f"job {result.job_id} has no image: it is {result.status}")
+        return download_image(result.image, timeout_s=timeout_s)
+
+
+def _checked(job_id: JobId) -> str:
+    """Bring an id to its one form; what is no UUID is the id of no job."""
+    try:
+        return str(uuid.UUID(str(job_id)))
+    except ValueError:
+        raise UnknownJob(str(job_id)) from None
