@@ -134,6 +134,9 @@ def run_worker(app: Celery, *, name: str, queues: Sequence[str], concurrency: in
         queues=",".join(queues),
         task_events=True,
         loglevel="INFO",
+        # Workers need to know nothing of each other: the ledger knows who has which job.
+        without_mingle=True,
+        without_gossip=True,
     )
     worker.start()
     return int(worker.exitcode or 0)

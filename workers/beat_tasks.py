@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +54,8 @@ from workers.unclaimed import UnclaimedJobs, utc_now
 logger = logging.getLogger(__name__)
 
 _CONCURRENCY: Final = 8
+# What a report tells also where nothing was done.
+_STANDING: Final = frozenset({"live_bytes", "is_repaired", "is_complete"})
 _ENDS_PER_RUN_MAX: Final = 1_000
 _ANNOUNCE_GRACE_S: Final = 5.0  # the worker that ended the job tells it first
 
@@ -202,26 +204,43 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
 
 
 def _register_maintenance(app: Celery, process: IoProcess) -> None:
+    """Add the periodic tasks; they send no events, so that Flower shows jobs."""
     settings = process.settings
 
-    @app.task(name=RESCUE_TASK)  # type: ignore[untyped-decorator]
-    def rescue_task() -> dict[str, int]:
-        return asdict(process.rescuer.run())
+    def periodic(name: str, work: Callable[[], dict[str, Any]]) -> None:
+        app.task(name=name, send_events=False, ignore_result=True)(lambda: _logged(name, work))
 
-    @app.task(name=ANNOUNCE_TASK)  # type: ignore[untyped-decorator]
-    def announce_task() -> int:
-        told = process.announcer.announce_due(
-            older_than_s=_ANNOUNCE_GRACE_S, limit=_ENDS_PER_RUN_MAX
-        )
-        return len(told)
+    periodic(RESCUE_TASK, lambda: asdict(process.rescuer.run()))
+    periodic(ANNOUNCE_TASK, lambda: {"announced": _announce_due(process)})
+    periodic(
+        EVICT_TASK,
+        lambda: asdict(evict(process.database, process.objects, settings.cache, now=utc_now())),
+    )
+    periodic(
+        SWEEP_TASK,
+        lambda: asdict(
+            sweep(
+                process.database,
+                process.objects,
+                now=utc_now(),
+                repair=True,
+                grace_s=settings.cache.cache_sweep_grace_s,
+            )
+        ),
+    )
 
-    @app.task(name=EVICT_TASK)  # type: ignore[untyped-decorator]
-    def evict_task() -> dict[str, Any]:
-        return asdict(evict(process.database, process.objects, settings.cache, now=utc_now()))
 
-    @app.task(name=SWEEP_TASK)  # type: ignore[untyped-decorator]
-    def sweep_task() -> dict[str, Any]:
-        return asdict(sweep(process.database, process.objects, settings.cache, repair=True))
+def _announce_due(process: IoProcess) -> int:
+    told = process.announcer.announce_due(older_than_s=_ANNOUNCE_GRACE_S, limit=_ENDS_PER_RUN_MAX)
+    return len(told)
+
+
+def _logged(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a periodic task, and say so only where it did something."""
+    report = work()
+    if any(value for field, value in report.items() if field not in _STANDING):
+        logger.info(name, extra=report)
+    return report
 
 
 def admit(process: IoProcess, task_id: str, fields: object, *, queue: str) -> None:

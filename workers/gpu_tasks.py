@@ -263,7 +263,24 @@ def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) ->
         logger.error("left to the rescuer: %s", error, extra={"job_id": task_id})
         raise Ignore from error
     process.publisher.nudge_delivery(outcome.delivery_id)
+    logger.info("job ended", extra=log_fields(outcome.result, job.namespace))
     return outcome.result
+
+
+def log_fields(result: JobResult, namespace: str) -> dict[str, object]:
+    """Describe a job's end in one line."""
+    fields: dict[str, object] = {
+        "job_id": result.job_id,
+        "namespace": namespace,
+        "status": result.status.value,
+        "attempt": result.attempt,
+    }
+    if result.cache is not None and result.steps is not None:
+        fields |= {"outcome": result.cache.outcome.value, "k": result.cache.k}
+        fields |= {"steps_run": result.steps.run}
+    if result.error is not None:
+        fields |= {"code": result.error.code.value}
+    return fields
 
 
 def _refuse(

@@ -6,6 +6,8 @@ import logging
 import sys
 from typing import Final
 
+# Celery's two lines for each task would bury ours: a job's end is logged with its figures.
+_CHATTY: Final = ("httpx", "urllib3", "diffusers", "celery.app.trace", "celery.worker.strategy")
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "data"}
 
 
@@ -26,5 +28,5 @@ def configure(level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FieldsFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("httpx", "urllib3", "diffusers", "celery.redirected"):
+    for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel("WARNING")
