@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Callable
 
 import redis
-from kombu.exceptions import OperationalError
 
 from producer.result import JobResult
 from producer.trace import Traces
+from workers.errors import BrokerAway
 from workers.ledger import Claim, Ledger
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Announcer:
         try:
             self._traces.mark_finished(result)
             self._show_end(result)
-        except (redis.RedisError, OperationalError) as error:
+        except (redis.RedisError, BrokerAway) as error:
             logger.warning("end of job %s not announced yet: %s", result.job_id, error)
             return False
         self._ledger.mark_announced(uuid.UUID(result.job_id))

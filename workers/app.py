@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from celery import Celery
-from celery.exceptions import Ignore
+from celery.exceptions import BackendError, Ignore
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
@@ -19,6 +20,8 @@ from producer.errors import JobFailed
 from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE
 from producer.result import JobResult
 from producer.settings import ProducerSettings
+from producer.trace import Progress
+from workers.errors import BrokerAway
 from workers.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -100,15 +103,30 @@ class Publisher:
             logger.warning("delivery %s waits for the sweep: %s", delivery_id, error)
 
     def show_end(self, result: JobResult) -> None:
-        """Show the end of a job that no task ran to AsyncResult: Celery's own words for it."""
+        """Show the end of a job that no task ran to AsyncResult; raises BrokerAway."""
         backend = self._app.backend
-        match result.status:
-            case Status.SUCCEEDED:
-                backend.mark_as_done(result.job_id, result.to_wire())
-            case Status.CANCELLED:
-                backend.mark_as_revoked(result.job_id, reason="cancelled")
-            case _:
-                backend.mark_as_failure(result.job_id, as_failure(result))
+        with _telling():
+            match result.status:
+                case Status.SUCCEEDED:
+                    backend.mark_as_done(result.job_id, result.to_wire())
+                case Status.CANCELLED:
+                    backend.mark_as_revoked(result.job_id, reason="cancelled")
+                case _:
+                    backend.mark_as_failure(result.job_id, as_failure(result))
+
+    def show_progress(self, job_id: str, progress: Progress) -> None:
+        """Show a running job as PROGRESS to AsyncResult; raises BrokerAway."""
+        meta = {"steps_done": progress.steps_done, "steps_asked": progress.steps_asked}
+        with _telling():
+            self._app.backend.store_result(job_id, meta, "PROGRESS")
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, BackendError) as error:
+        raise BrokerAway(str(error)) from error
 
 
 def as_failure(result: JobResult) -> JobFailed:

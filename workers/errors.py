@@ -4,7 +4,7 @@ WorkerError
 ├── ClaimLost           another attempt owns the job, or it has ended: write nothing
 ├── DuplicateDelivery   the job is running elsewhere or has ended: acknowledge and forget
 ├── StorageUnavailable  database or object store stayed away too long
-└── ModelUnusable       the model cannot be served as configured
+└── BrokerAway          the broker does not take what it was to be told
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ class StorageUnavailable(WorkerError):
     """The database or the object store stayed away too long."""
 
 
-class ModelUnusable(WorkerError):
-    """The model cannot be served as configured."""
+class BrokerAway(WorkerError):
+    """The broker does not take what it was to be told."""

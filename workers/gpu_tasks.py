@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -165,7 +166,7 @@ def _compose(
         ),
         announcer=announcer,
         progress=stack.enter_context(
-            closing(ProgressReporter(lambda job_id, p: tell_progress(app, traces, job_id, p)))
+            closing(ProgressReporter(partial(tell_progress, traces, publisher)))
         ),
         patience=Patience(worker.storage_patience_s),
     )
@@ -219,11 +220,10 @@ def _announced(table: ModelTable, model: ServedModel, engine: Engine) -> Iterato
         thread.join()
 
 
-def tell_progress(app: Celery, traces: Traces, job_id: str, progress: Progress) -> None:
-    """Show progress in the trace and, for Flower and AsyncResult, as Celery's PROGRESS state."""
+def tell_progress(traces: Traces, publisher: Publisher, job_id: str, progress: Progress) -> None:
+    """Show progress in the trace and to Celery's clients."""
     traces.show_progress(job_id, progress)
-    meta = {"steps_done": progress.steps_done, "steps_asked": progress.steps_asked}
-    app.backend.store_result(job_id, meta, "PROGRESS")
+    publisher.show_progress(job_id, progress)
 
 
 def register(app: Celery, process: GpuProcess) -> None:

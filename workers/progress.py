@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Final
 
 import redis
-from kombu.exceptions import OperationalError
 
 from producer.trace import Progress
+from workers.errors import BrokerAway
 
 logger = logging.getLogger(__name__)
 
@@ -53,5 +53,5 @@ class ProgressReporter:
     def _tell_one(self, job_id: str, progress: Progress) -> None:
         try:
             self._tell(job_id, progress)
-        except (redis.RedisError, OperationalError) as error:
+        except (redis.RedisError, BrokerAway) as error:
             logger.debug("progress not told: %s", error, extra={"job_id": job_id})
