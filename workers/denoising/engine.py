@@ -134,7 +134,7 @@ class Engine:
     def _run(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         try:
-            with torch.no_grad():
+            with torch.inference_mode():
                 while self._admit():
                     self._in_flight.step()
                     self._in_flight.retire()

@@ -106,7 +106,8 @@ class Trajectory:
 
     def copy_latents(self) -> Tensor:
         """[C, h, w] on the CPU, sharing nothing."""
-        return self.latents[0].to("cpu", copy=True)
+        with torch.inference_mode(False):  # a tensor of inference mode could not be changed later
+            return self.latents[0].to("cpu", copy=True)
 
     def ended_by(self, now: float) -> DenoisingError | None:
         """Why the job must not run on at the monotonic instant `now`, if so."""

@@ -342,6 +342,16 @@ def test_every_future_resolves_whatever_happens(
     assert all(kind is type(None) or issubclass(kind, DenoisingError) for kind in outcomes)
 
 
+def test_captured_latents_belong_to_the_caller(engine: Engine, encoding: Encoding) -> None:
+    denoised = engine.denoise(request_for(encoding, capture_steps=frozenset({4}))).result(TIMEOUT_S)
+    assert denoised.final_latents is not None
+    captured = denoised.captured[4]
+    assert torch.equal(captured, denoised.final_latents)
+    captured.zero_()
+    assert denoised.final_latents.abs().max() > 0
+    assert denoised.image.flags.owndata
+
+
 def test_timings_are_measured(engine: Engine, encoding: Encoding) -> None:
     before = engine.seconds_per_step
     denoised = engine.denoise(request_for(encoding)).result(TIMEOUT_S)
