@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from collections.abc import Collection, Sequence
 from contextlib import closing
 
@@ -14,6 +15,7 @@ from fleet.errors import FleetError
 PORT_MIN = 12_000
 PORT_MAX = 22_000
 CHOICES_MAX = 200
+PATIENCE_S = 0.5
 
 
 def is_free(port: int) -> bool:
@@ -33,6 +35,19 @@ def are_free(port: int, offsets: Sequence[int] = (0,), taken: Collection[int] = 
     """Whether every port + offset is free, and not among `taken`."""
     block = [port + offset for offset in offsets]
     return not any(p in taken for p in block) and all(is_free(p) for p in block)
+
+
+def become_free(port: int, offsets: Sequence[int], taken: Collection[int]) -> bool:
+    """Whether `are_free` holds, now or within PATIENCE_S.
+
+    The kernel closes the sockets of a process that was just killed a moment after its end.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not are_free(port, offsets, taken):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def choose_port(*, offsets: Sequence[int] = (0,), taken: Collection[int] = ()) -> int:

@@ -93,9 +93,11 @@ def _session_members(leader: ProcessIdentity) -> Iterable[psutil.Process]:
 
 
 def _is_running(process: psutil.Process) -> bool:
-    # An orphan's zombie stays where init does not reap (as in many containers).
+    # An orphan's zombie stays where init does not reap (as in many containers). Its last threads
+    # may outlive it for a moment, and with them its ports.
     with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and not (is_zombie and process.num_threads() <= 1))
     return False
 
 

@@ -87,29 +87,38 @@ class Child:
         """Exit code, negative for a signal, or None while it runs."""
         return self._process.poll()
 
-    def wait_ready(self, cancelled: threading.Event) -> bool:
-        """Probe until ready; False if `cancelled` first.
+    def is_ready(self) -> bool:
+        """Probe once; raises ProgramFailedError when it ended or `ready_timeout_s` passed.
 
-        Raises ProgramFailedError when the child ends or `ready_timeout_s` passes. The child must
-        still live after a good answer: an orphan of an earlier run could have given it.
+        The child must still live after a good answer: an orphan of an earlier run could have
+        given it.
         """
-        probe, deadline = self.program.probe, time.monotonic() + self.program.ready_timeout_s
-        reason = ""
+        self.check_running()
+        try:
+            if self.program.probe is not None:
+                self.program.probe(self.pid)
+            self.check_running()
+            return True
+        except NotReadyError as error:
+            reason = str(error)
+        if time.monotonic() > self.started_at + self.program.ready_timeout_s:
+            raise self._failed(f"was not ready after {self.program.ready_timeout_s:g} s: {reason}")
+        return False
+
+    def wait_ready(self, cancelled: threading.Event) -> bool:
+        """Probe until ready; False if `cancelled` first. Raises as `is_ready` does."""
         while not cancelled.is_set():
-            if self.poll() is not None:
-                raise self._failed(f"ended with {describe_exit(self.poll())}")
-            if time.monotonic() > deadline:
-                limit = f"was not ready after {self.program.ready_timeout_s:g} s"
-                raise self._failed(f"{limit}: {reason}" if reason else limit)
-            try:
-                if probe is not None:
-                    probe(self.pid)
-                if self.poll() is None:
-                    return True
-            except NotReadyError as error:
-                reason = str(error)
+            if self.is_ready():
+                return True
             cancelled.wait(PROBE_INTERVAL_S)
         return False
+
+    def check_running(self) -> None:
+        """Raise ProgramFailedError, with the last line of its log, if it has ended."""
+        if (code := self.poll()) is not None:
+            tail = self.log_tail()
+            reason = f"ended with {describe_exit(code)}"
+            raise self._failed(f"{reason}: {tail}" if tail else reason)
 
     def request_stop(self) -> None:
         """Send the program's stop signal, if it still runs."""
@@ -144,10 +153,7 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def _failed(self, reason: str) -> ProgramFailedError:
-        tail = self.log_tail()
-        return ProgramFailedError(
-            self.program.name, f"{reason}: {tail}" if tail else reason, self.log_path
-        )
+        return ProgramFailedError(self.program.name, reason, self.log_path)
 
 
 def describe_exit(code: int | None) -> str:

@@ -1,8 +1,10 @@
 """The composition of a fleet: services, migrations, workers, in this order.
 
-    with running_fleet(load_settings()) as fleet:   # returns when everything is ready
-        fleet.wait()                                # until Ctrl-C, SIGTERM or SIGHUP
-                                                    # here everything has been stopped
+    try:
+        with running_fleet(load_settings()) as fleet:   # everything is ready
+            fleet.wait()
+    except KeyboardInterrupt:                           # Ctrl-C, SIGTERM or SIGHUP, at any time
+        pass                                            # everything has been stopped
 
 A thread of its own supervises, so that the caller's thread is free for work (the demo) and its
 interruption never leaves a child half-started.
@@ -65,11 +67,8 @@ class Fleet:
         self.ended = threading.Event()
 
     def wait(self) -> None:
-        """Block until the user interrupts; raises what ended the supervision, if anything did."""
-        try:
-            self.ended.wait()
-        except KeyboardInterrupt:
-            return
+        """Block until KeyboardInterrupt, or raise what ended the supervision."""
+        self.ended.wait()
         self.raise_failure()
 
     def raise_failure(self) -> None:

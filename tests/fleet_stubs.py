@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fleet.addresses import Addresses
@@ -64,10 +65,11 @@ def main() -> None:
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
-    with running_fleet(settings, workers=forking_worker, migrate=no_migration) as fleet:
+    fleet = running_fleet(settings, workers=forking_worker, migrate=no_migration)
+    with suppress(KeyboardInterrupt), fleet as running:
         sys.stdout.write("READY\n")
         sys.stdout.flush()
-        fleet.wait()
+        running.wait()
     assert threading.active_count() == 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     sys.stdout.write("STOPPED\n")

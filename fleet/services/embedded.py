@@ -95,7 +95,7 @@ def _choose_ports(settings: FleetSettings, home: Home, taken: set[int]) -> dict[
     remembered, chosen = home.ports(), dict[str, int]()
     for name, configured, offsets in wanted:
         port = configured or remembered.get(name, 0)
-        if not port or not ports.are_free(port, offsets, taken):
+        if not port or not ports.become_free(port, offsets, taken):
             if configured and getattr(settings, _URL_SETTING[name]) is None:
                 raise PortTakenError(f"NIRVANA_{name.upper()}_PORT", configured)
             port = ports.choose_port(offsets=offsets, taken=taken)

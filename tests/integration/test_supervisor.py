@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fleet.errors import (
     AlreadyRunningError,
     FleetError,
     HomeError,
+    NotReadyError,
     NotRunningError,
     PortTakenError,
     ProgramFailedError,
@@ -337,7 +339,7 @@ def test_a_full_disk_is_named() -> None:
             subprocess.run(["umount", disk], check=True)
 
 
-class Supervised:
+class SupervisedStubs:
     """A supervisor of stub programs, run in a thread."""
 
     def __init__(self, home: Path) -> None:
@@ -365,7 +367,7 @@ class Supervised:
 
 
 def test_a_child_that_ignores_its_stop_signal_is_killed_within_its_grace(home: Path) -> None:
-    supervised = Supervised(home)
+    supervised = SupervisedStubs(home)
     log = home / "logs" / "deaf.log"
     with supervised.running(python("deaf", DEAF, stop_grace_s=0.5)):
         deaf = supervised.records[0].process
@@ -377,7 +379,7 @@ def test_a_child_that_ignores_its_stop_signal_is_killed_within_its_grace(home: P
 
 
 def test_a_killed_worker_takes_its_own_children_with_it_and_comes_back(home: Path) -> None:
-    supervised = Supervised(home)
+    supervised = SupervisedStubs(home)
     with supervised.running(forking("gpu")):
         leader = supervised.records[0].process
         assert leader is not None
@@ -391,25 +393,37 @@ def test_a_killed_worker_takes_its_own_children_with_it_and_comes_back(home: Pat
 
 
 def test_a_program_that_ends_at_once_fails_the_start_with_its_last_line(home: Path) -> None:
-    supervised = Supervised(home)
-    program = python("gpu", "import sys, time; time.sleep(0.1); sys.exit('no such model')")
-    waiting = Program(
-        name=program.name, argv=program.argv, env=program.env, probe=lambda pid: never_ready()
-    )
+    supervised = SupervisedStubs(home)
+    program = python("gpu", "import sys; sys.exit('no such model')")
+    waiting = replace(program, probe=lambda pid: never_ready())
     expected = r"^gpu ended with exit code 1: no such model \(log: .*gpu\.log\)$"
     with pytest.raises(ProgramFailedError, match=expected), supervised.running(waiting):
         pass
 
 
 def never_ready() -> None:
-    from fleet.errors import NotReadyError
+    raise NotReadyError("still loading")
 
-    raise NotReadyError("never")
+
+def test_a_program_that_ends_while_another_is_loading_fails_the_start_at_once(home: Path) -> None:
+    supervised = SupervisedStubs(home)
+    slow = replace(forking("gpu"), probe=lambda pid: never_ready())
+    with pytest.raises(ProgramFailedError, match="io ended with exit code 1: no broker"):
+        supervised.supervisor.start([slow, python("io", "import sys; sys.exit('no broker')")])
+    supervised.supervisor.stop()
+
+
+def test_a_program_that_is_never_ready_fails_the_start_with_the_reason(home: Path) -> None:
+    supervised = SupervisedStubs(home)
+    slow = replace(forking("gpu"), probe=lambda pid: never_ready(), ready_timeout_s=0.1)
+    expected = r"gpu was not ready after 0\.1 s: still loading"
+    with pytest.raises(ProgramFailedError, match=expected), supervised.running(slow):
+        pass
 
 
 def test_a_program_that_cannot_be_started_is_named(home: Path) -> None:
     program = Program(name="gpu", argv=("/nonexistent/program",), env={})
-    supervised = Supervised(home)
+    supervised = SupervisedStubs(home)
     expected = "gpu could not be started"
     with pytest.raises(ProgramFailedError, match=expected), supervised.running(program):
         pass

@@ -17,7 +17,7 @@ from fleet.processes import end_children, identify, is_alive, own_identity
 from fleet.program import User, describe_exit
 from fleet.record import ChildRecord, ProcessIdentity
 from fleet.services.accounts import first_unreachable
-from fleet.supervisor import BACKOFF_MAX_S, backoff_s
+from fleet.supervised import BACKOFF_MAX_S, backoff_s
 
 # Prints its child's pid, which stays in its session after its own end.
 PARENT = "sleep 600 & echo $!; wait"
