@@ -66,7 +66,7 @@ class Home:
 
     def create(self) -> None:
         """Make the folder ready; raises HomeError if it is full or cannot be written."""
-        with self._named_errors():
+        with self.named_errors():
             # Root's PostgreSQL runs under another account, which must be able to pass.
             mode = 0o711 if os.geteuid() == 0 else 0o700
             self.folder.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class Home:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder as its only supervisor; raises AlreadyRunningError."""
-        with self._named_errors():
+        with self.named_errors():
             lock = os.open(self.folder / "fleet.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
@@ -153,6 +153,15 @@ class Home:
         """Say that nothing runs."""
         (self.folder / "fleet.json").unlink(missing_ok=True)
 
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Turn an OSError (no space, no permission) into a HomeError."""
+        try:
+            yield
+        except OSError as error:
+            reason = f"cannot be used: {error.strerror}; set NIRVANA_HOME to another folder"
+            raise HomeError(self.folder, reason) from error
+
     def _lock_holder(self) -> int | None:
         try:
             return int((self.folder / "fleet.lock").read_text(encoding="utf-8"))
@@ -171,19 +180,11 @@ class Home:
     def _write(self, name: str, text: str) -> None:
         """Write whole or not at all, readable by the owner only."""
         partial = self.folder / f".{name}.partial"
-        with self._named_errors():
+        with self.named_errors():
             partial.unlink(missing_ok=True)
             partial.touch(mode=0o600)
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.folder / name)
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = f"cannot be used: {error.strerror}; set NIRVANA_HOME to another folder"
-            raise HomeError(self.folder, reason) from error
 
 
 def connection_environment(folder: Path) -> dict[str, str]:

@@ -128,9 +128,10 @@ def _started(stack: ExitStack, folder: Path, services: list[Service]) -> list[Ch
 @contextmanager
 def _stopped_with_us(folder: Path, children: list[Child]) -> Iterator[None]:
     """Guard against a killed test run: our death closes the guard's input, and it cleans up."""
-    script = 'read _; folder=$1; shift; kill -9 "$@"; sleep 1; rm -rf "$folder"'
-    pids = [str(child.pid) for child in children]
-    argv = ["sh", "-c", script, "guard", str(folder), *pids]
+    pids = " ".join(str(child.pid) for child in children)
+    script = f'read _; kill -9 {pids}; sleep 1; rm -rf "$@"'
+    leaves = [str(path) for child in children for path in child.program.leaves]
+    argv = ["sh", "-c", script, "guard", str(folder), *leaves]
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     ) as guard:

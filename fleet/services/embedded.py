@@ -38,7 +38,8 @@ def prepare(settings: FleetSettings, home: Home, *, taken: Collection[int] = ())
     def url(given: str | None, embedded: Callable[[], Service]) -> str:
         if given is not None:
             return given
-        started.append(embedded())
+        with home.named_errors():
+            started.append(embedded())
         return started[-1].url
 
     passwords = Passwords(

@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -88,7 +89,8 @@ def _create_folder(folder: Path, user: User | None) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if user is None:
         return
-    os.chown(folder, user.uid, user.gid)
+    with _as_user_errors(user):
+        os.chown(folder, user.uid, user.gid)
     blocked = first_unreachable(folder, user)
     if blocked is not None:
         reason = f"cannot be entered by the user {user.name}, who runs PostgreSQL under root"
@@ -142,7 +144,7 @@ def _initialise(binaries: Path, data: Path, password: str, user: User | None) ->
 
 
 def _run(argv: list[str], user: User | None) -> None:
-    try:
+    with _as_user_errors(user):
         done = subprocess.run(
             argv,
             env=SERVICE_ENVIRONMENT,
@@ -154,11 +156,23 @@ def _run(argv: list[str], user: User | None) -> None:
             group=user.gid if user else None,
             extra_groups=[] if user else None,
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise FleetError(f"initdb could not be started: {error}") from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         raise FleetError(f"initdb failed: {(lines or [done.stderr.strip()])[-1]}")
+
+
+@contextmanager
+def _as_user_errors(user: User | None) -> Iterator[None]:
+    """Name what a root without all of its capabilities (in a container) may not do."""
+    try:
+        yield
+    except PermissionError as error:
+        if user is None:
+            raise
+        raise FleetError(
+            f"PostgreSQL refuses root, and this root may not act as the user {user.name}: "
+            "run as an unprivileged user, or set NIRVANA_DATABASE_URL"
+        ) from error
 
 
 def _remove_stale_pid_file(data: Path) -> None:

@@ -95,18 +95,26 @@ def stub_fleet(home: Path, **given: str) -> Iterator[Fleet]:
 def fleet_process(home: Path, *arguments: str, **given: str) -> Iterator[subprocess.Popen[str]]:
     """The same fleet in a process of its own, ready; killed at the end if it still runs."""
     urls = {f"NIRVANA_{name.upper()}": url for name, url in given.items()}
+    with stubs_process(home, urls, *arguments) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line == "READY\n", line + process.stdout.read()
+        yield process
+
+
+@contextmanager
+def stubs_process(
+    home: Path, env: dict[str, str], *arguments: str
+) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-W", "error", stubs_path, str(home), *arguments],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **urls},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **env},
         cwd="/",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        assert process.stdout is not None
         try:
-            line = process.stdout.readline()
-            assert line == "READY\n", line + process.stdout.read()
             yield process
         finally:
             process.kill()
@@ -219,6 +227,18 @@ def test_ctrl_c_and_down_stop_in_order_within_the_limit(
             assert supervisor.returncode == 0
             assert time.monotonic() - started_at < STOP_LIMIT_S
             assert all(is_over(process) for process in family)
+
+
+def test_ctrl_c_during_the_start_stops_what_was_started(
+    home: Path, database_url: str, s3_url: str
+) -> None:
+    given = {"NIRVANA_DATABASE_URL": database_url, "NIRVANA_S3_URL": s3_url}
+    with stubs_process(home, given) as starting:
+        wait_until(lambda: (home / "fleet.json").exists())
+        starting.send_signal(signal.SIGINT)
+        output = starting.communicate(timeout=STOP_LIMIT_S)[0]
+        assert output.removeprefix("READY\n") == "STOPPED\n"
+    assert Home(home).record() is None
 
 
 def test_a_second_up_on_the_same_home_names_the_first(home: Path) -> None:
