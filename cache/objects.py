@@ -18,6 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from cache.errors import InvalidUrl, ObjectMissing, ObjectStoreError
 
+STATES_PREFIX = "states/"  # all keys of the cache; the sweep looks at no others
 REGION = "us-east-1"  # without one the client asks the server first
 SECONDS_PER_WEEK = 7 * 86_400  # the longest that S3 signs a URL for
 

@@ -64,8 +64,14 @@ _POSTPONE_DOOMED = text("UPDATE doomed_objects SET doomed_at = :now WHERE key = 
 class Removed:
     """Rows deleted, and the bytes of their objects."""
 
-    num_states: int
-    num_bytes: int
+    num_states: int = 0
+    num_bytes: int = 0
+
+    def __add__(self, other: Removed) -> Removed:
+        return Removed(
+            num_states=self.num_states + other.num_states,
+            num_bytes=self.num_bytes + other.num_bytes,
+        )
 
 
 def lock_states(connection: Connection, state_ids: Sequence[int]) -> list[int]:

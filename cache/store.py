@@ -16,11 +16,9 @@ from cache import codec, index
 from cache.database import transaction
 from cache.entry import Embedding, PromptRow, Scope, StateKind, StateRow, embedding_text
 from cache.errors import CacheError, ObjectStoreError, StoreTooSlow
-from cache.objects import ObjectStore
+from cache.objects import STATES_PREFIX, ObjectStore
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "states/"  # all keys of the cache; the sweep looks at no others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +74,7 @@ class Store:
     def _put(self, scope: Scope, entry: NewEntry) -> tuple[StateRow, ...]:
         """Write the objects, or none of them."""
         # Never the same twice: a key that was deleted must not come back to life.
-        folder = f"{PREFIX}{scope.id}/{uuid.uuid4().hex}"
+        folder = f"{STATES_PREFIX}{scope.id}/{uuid.uuid4().hex}"
         rows: list[StateRow] = []
         try:
             for state in entry.states:

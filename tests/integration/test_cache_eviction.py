@@ -1,0 +1,557 @@
+"""Eviction: the right victims, never too many, rows first, nothing leaked."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+
+from cache import index
+from cache.database import transaction
+from cache.entry import PromptRow, Scope, Sharing, StateKind, StateRow, embedding_text
+from cache.errors import ObjectStoreError
+from cache.eviction import EvictionReport, evict
+from cache.lookup import Found
+from cache.policies import choose_victims
+from cache.selector import Selector
+from cache.settings import CacheSettings, Policy
+from cache.stats import cache_stats
+from cache.sweep import sweep
+from cache.uses import Uses, add_uses
+from tests.conformance.memory_objects import MemoryObjects
+from tests.integration.cache_harness import (
+    DIMENSION,
+    QUERY,
+    START,
+    Clock,
+    count,
+    empty,
+    entry,
+    migrated,
+    rows,
+    running_cache,
+    settings,
+    spec,
+)
+from tests.services import TestServices
+
+
+@pytest.fixture(scope="module")
+def module_database_url(services: TestServices) -> Iterator[str]:
+    with services.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def module_engine(module_database_url: str) -> Iterator[Engine]:
+    with migrated(module_database_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def database_url(module_database_url: str) -> str:
+    return module_database_url
+
+
+@pytest.fixture
+def engine(module_engine: Engine) -> Engine:
+    empty(module_engine)
+    return module_engine
+
+
+@pytest.fixture
+def objects() -> MemoryObjects:
+    return MemoryObjects()
+
+
+def register(engine: Engine, namespace: str = "default", **changes: Any) -> Scope:
+    with transaction(engine) as connection:
+        return index.register(
+            connection,
+            spec(namespace=namespace, **changes),
+            sharing=Sharing.USER,
+            state_kind=StateKind.INTERMEDIATE,
+            selector=Selector(),
+        )
+
+
+def insert(
+    engine: Engine,
+    scope: Scope,
+    states: Iterable[tuple[int, int]],
+    *,
+    at: datetime = START,
+    objects: MemoryObjects | None = None,
+    expires_at: datetime | None = None,
+) -> None:
+    """A prompt with states (k, bytes); k = 50 is a final one."""
+    folder = uuid.uuid4().hex
+    kept = tuple(
+        StateRow(
+            kind=StateKind.FINAL if k == 50 else StateKind.INTERMEDIATE,
+            k=k,
+            key=f"states/{scope.id}/{folder}/{k}",
+            sha256="",
+            num_bytes=num_bytes,
+        )
+        for k, num_bytes in states
+    )
+    if objects is not None:
+        for state in kept:
+            objects.put(state.key, bytes(state.num_bytes))
+    prompt = PromptRow(
+        owner="",
+        embedding=embedding_text(QUERY, DIMENSION),
+        prompt_hash=folder,
+        source_job_id=None,
+        created_at=at,
+        expires_at=expires_at,
+        states=kept,
+    )
+    with transaction(engine) as connection:
+        index.insert(connection, scope, prompt)
+
+
+def use(engine: Engine, state_id: int, steps: int, *, at: datetime = START, times: int = 1) -> None:
+    add_uses(engine, {state_id: Uses(uses=times, steps_saved=steps * times, last_used_at=at)})
+
+
+def with_capacity(database_url: str, capacity_bytes: int, **changes: Any) -> CacheSettings:
+    return settings(database_url, cache_capacity_bytes=capacity_bytes, **changes)
+
+
+def kept_ks(engine: Engine) -> list[int]:
+    return [k for (k,) in rows(engine, "SELECT k FROM cached_states ORDER BY k")]
+
+
+# --- policies against a reading of each in Python -----------------------------------------------
+
+GRACE_S = 5.0
+
+
+@dataclass
+class State:
+    id: int
+    num_bytes: int
+    seconds_per_step: float
+    steps_per_use: int
+    created_at: datetime
+    last_used_at: datetime
+    inflation: float
+    uses: int = 0
+    steps_saved: int = 0
+
+
+@dataclass
+class Model:
+    """The policies as one would write them down without a database."""
+
+    policy: Policy
+    states: dict[int, State] = field(default_factory=dict)
+    inflation: float = 0.0
+
+    def score(self, state: State) -> float:
+        match self.policy:
+            case Policy.LCBFU:
+                return state.steps_saved * state.seconds_per_step / state.num_bytes
+            case Policy.LCBFU_AGED:
+                expected = state.steps_saved + state.steps_per_use
+                return state.inflation + expected * state.seconds_per_step / state.num_bytes
+            case Policy.LRU:
+                return state.last_used_at.timestamp()
+            case Policy.LFU:
+                return state.uses
+            case Policy.FIFO:
+                return state.created_at.timestamp()
+
+    def is_spared(self, state: State, now: datetime) -> bool:
+        is_young = state.created_at > now - timedelta(seconds=GRACE_S)
+        return self.policy is Policy.LCBFU and state.uses == 0 and is_young
+
+    def evict(self, capacity_bytes: int, now: datetime) -> None:
+        worst_first = sorted(
+            self.states.values(), key=lambda s: (self.is_spared(s, now), self.score(s), s.id)
+        )
+        excess = sum(state.num_bytes for state in worst_first) - capacity_bytes
+        for state in worst_first:
+            if excess <= 0:
+                break
+            excess -= state.num_bytes
+            del self.states[state.id]
+            self.inflation = max(self.inflation, self.score(state))
+
+
+K_AND_BYTES = st.tuples(st.sampled_from([5, 10, 15, 20, 25, 50]), st.integers(100, 300))
+STORE = st.tuples(
+    st.just("store"),
+    st.integers(0, 1),
+    st.lists(K_AND_BYTES, min_size=1, max_size=4, unique_by=lambda state: state[0]),
+)
+USE = st.tuples(st.just("use"), st.integers(0, 1_000), st.sampled_from([5, 15, 25]))
+EVICT = st.tuples(st.just("evict"), st.integers(0, 3_000), st.just(0))
+TRACE = st.lists(st.one_of(STORE, STORE, USE, USE, EVICT), min_size=5, max_size=25)
+SPEEDS = (0.05, 0.4)
+
+
+@pytest.mark.parametrize("policy", Policy)
+@hypothesis_settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(trace=TRACE)
+def test_the_victims_are_those_of_the_policy(
+    engine: Engine, database_url: str, policy: Policy, trace: list[tuple[str, int, Any]]
+) -> None:
+    empty(engine)
+    scopes = [register(engine, scheduler=f"s{number}") for number in range(2)]
+    with transaction(engine) as connection:
+        for scope, speed in zip(scopes, SPEEDS, strict=True):
+            index.record_seconds_per_step(connection, scope.id, speed)
+    model, clock = Model(policy=policy), Clock()
+    for action, number, detail in trace:
+        now = clock.advance(1)
+        if action == "store":
+            insert(engine, scopes[number], detail, at=now)
+            remember(engine, model, number, now)
+        elif action == "use" and model.states:
+            state = list(model.states.values())[number % len(model.states)]
+            use(engine, state.id, detail, at=now)
+            state.uses += 1
+            state.steps_saved += detail
+            state.last_used_at = now
+            state.inflation = model.inflation
+        elif action == "evict":
+            chosen = with_capacity(
+                database_url,
+                max(1, number),
+                cache_policy=policy,
+                cache_evict_grace_s=GRACE_S,
+                cache_evict_batch=3,
+            )
+            evict(engine, MemoryObjects(), chosen, now=now)
+            model.evict(max(1, number), now)
+            kept = {state_id for (state_id,) in rows(engine, "SELECT id FROM cached_states")}
+            assert kept == set(model.states)
+
+
+def remember(engine: Engine, model: Model, scope: int, now: datetime) -> None:
+    """Tell the model of what was just stored."""
+    newest = max(model.states, default=0)
+    for row in rows(
+        engine,
+        "SELECT id, k, num_bytes FROM cached_states WHERE id > :newest ORDER BY id",
+        newest=newest,
+    ):
+        if row.id not in model.states:
+            model.states[row.id] = State(
+                id=row.id,
+                num_bytes=row.num_bytes,
+                seconds_per_step=SPEEDS[scope],
+                steps_per_use=min(row.k, 25),
+                created_at=now,
+                last_used_at=now,
+                inflation=model.inflation,
+            )
+
+
+# --- what the policies are for -------------------------------------------------------------------
+
+
+def test_lcbfu_keeps_what_saved_the_most_steps(engine: Engine, database_url: str) -> None:
+    scope = register(engine)
+    insert(engine, scope, [(5, 100), (10, 100), (25, 100)])
+    for (state_id, k), times in zip(
+        rows(engine, "SELECT id, k FROM cached_states ORDER BY k"), (4, 1, 1), strict=True
+    ):
+        use(engine, state_id, k, times=times)  # saved 20, 10 and 25 steps
+    chosen = with_capacity(database_url, 200, cache_policy="lcbfu", cache_evict_grace_s=0)
+    evict(engine, MemoryObjects(), chosen, now=START)
+    assert kept_ks(engine) == [5, 25]
+
+
+def test_lcbfu_spares_what_had_no_chance_yet(engine: Engine, database_url: str) -> None:
+    scope = register(engine)
+    insert(engine, scope, [(5, 100)], at=START)
+    use(engine, rows(engine, "SELECT id FROM cached_states")[0][0], 5)
+    insert(engine, scope, [(25, 100)], at=START + timedelta(seconds=100))
+    chosen = with_capacity(database_url, 100, cache_policy="lcbfu", cache_evict_grace_s=60)
+    evict(engine, MemoryObjects(), chosen, now=START + timedelta(seconds=110))
+    assert kept_ks(engine) == [25]
+
+
+def test_capacity_holds_even_where_everything_is_young(engine: Engine, database_url: str) -> None:
+    insert(engine, register(engine), [(5, 100), (10, 100), (15, 100)])
+    chosen = with_capacity(database_url, 100, cache_policy="lcbfu", cache_evict_grace_s=3_600)
+    report = evict(engine, MemoryObjects(), chosen, now=START)
+    assert report.live_bytes == 100
+
+
+def test_the_aged_policy_lets_go_of_what_was_popular_once(
+    engine: Engine, database_url: str
+) -> None:
+    """FACTS: as published, LCBFU keeps the past and evicts the session in progress."""
+    kept = {}
+    for policy in (Policy.LCBFU, Policy.LCBFU_AGED):
+        empty(engine)
+        scope, clock = register(engine), Clock()
+        chosen = with_capacity(database_url, 300, cache_policy=policy, cache_evict_grace_s=0)
+        insert(engine, scope, [(25, 100)], at=clock())
+        use(engine, rows(engine, "SELECT id FROM cached_states")[0][0], 25, times=3)
+        for _ in range(60):
+            insert(engine, scope, [(10, 100)], at=clock.advance(60))
+            evict(engine, MemoryObjects(), chosen, now=clock())
+        kept[policy] = kept_ks(engine)
+    assert kept == {Policy.LCBFU: [10, 10, 25], Policy.LCBFU_AGED: [10, 10, 10]}
+
+
+def test_scopes_compare_by_the_gpu_time_that_a_byte_saves(
+    engine: Engine, database_url: str
+) -> None:
+    slow, fast = register(engine, model="slow"), register(engine, model="fast")
+    with transaction(engine) as connection:
+        index.record_seconds_per_step(connection, slow.id, 2.0)
+        index.record_seconds_per_step(connection, fast.id, 0.1)
+    insert(engine, slow, [(5, 100)])
+    insert(engine, fast, [(25, 100)])
+    evict(engine, MemoryObjects(), with_capacity(database_url, 100), now=START)
+    assert kept_ks(engine) == [5]
+
+
+# --- bounds, order, failures ---------------------------------------------------------------------
+
+
+def test_nothing_happens_under_the_capacity(engine: Engine, database_url: str) -> None:
+    insert(engine, register(engine), [(5, 100)])
+    report = evict(engine, MemoryObjects(), with_capacity(database_url, 100), now=START)
+    assert report == EvictionReport(
+        expired_states=0,
+        evicted_states=0,
+        evicted_bytes=0,
+        objects_removed=0,
+        objects_left=0,
+        live_bytes=100,
+    )
+
+
+def test_an_empty_cache(engine: Engine, database_url: str) -> None:
+    register(engine)
+    report = evict(engine, MemoryObjects(), with_capacity(database_url, 1), now=START)
+    assert (report.evicted_states, report.live_bytes) == (0, 0)
+
+
+def test_rows_and_objects_go_together_and_empty_prompts_with_them(
+    engine: Engine, database_url: str, objects: MemoryObjects
+) -> None:
+    scope = register(engine)
+    for _ in range(10):
+        insert(engine, scope, [(5, 100), (25, 100)], objects=objects)
+    report = evict(
+        engine, objects, with_capacity(database_url, 500, cache_evict_batch=4), now=START
+    )
+    assert (report.evicted_states, report.evicted_bytes, report.live_bytes) == (15, 1_500, 500)
+    assert (report.objects_removed, report.objects_left) == (15, 0)
+    assert kept_ks(engine) == [25] * 5
+    assert count(engine, "cached_prompts") == 5
+    assert set(objects.stored) == {key for (key,) in rows(engine, "SELECT key FROM cached_states")}
+
+
+def test_a_run_is_bounded(engine: Engine, database_url: str, objects: MemoryObjects) -> None:
+    scope = register(engine)
+    for _ in range(10):
+        insert(engine, scope, [(5, 100)], objects=objects)
+    chosen = with_capacity(database_url, 1, cache_evict_max=3, cache_evict_batch=2)
+    assert [evict(engine, objects, chosen, now=START).evicted_states for _ in range(4)] == [
+        3,
+        3,
+        3,
+        1,
+    ]
+
+
+def test_each_namespace_has_its_capacity(engine: Engine, database_url: str) -> None:
+    for namespace in ("one", "two", "own"):
+        insert(engine, register(engine, namespace), [(5, 100), (10, 100), (15, 100)])
+    with transaction(engine) as connection:
+        connection.execute(
+            text("UPDATE namespaces SET capacity_bytes = 100 WHERE namespace = 'own'")
+        )
+    evict(engine, MemoryObjects(), with_capacity(database_url, 200), now=START)
+    stats = cache_stats(engine, capacity_bytes=200)
+    kept = {each.namespace: (each.num_bytes, each.capacity_bytes) for each in stats.by_namespace}
+    assert kept == {"one": (200, 200), "two": (200, 200), "own": (100, 100)}
+
+
+def test_expired_prompts_go_whatever_the_capacity(
+    engine: Engine, database_url: str, objects: MemoryObjects
+) -> None:
+    scope = register(engine)
+    insert(engine, scope, [(5, 100), (10, 100)], objects=objects, expires_at=START)
+    insert(engine, scope, [(15, 100)], objects=objects, expires_at=START + timedelta(seconds=1))
+    report = evict(engine, objects, with_capacity(database_url, 10**9), now=START)
+    assert (report.expired_states, report.evicted_states, report.evicted_bytes) == (2, 0, 200)
+    assert kept_ks(engine) == [15]
+    assert len(objects.stored) == 1
+
+
+def test_states_that_are_being_counted_are_left_for_the_next_run(
+    engine: Engine, database_url: str
+) -> None:
+    insert(engine, register(engine), [(5, 100), (10, 100)])
+    chosen = with_capacity(database_url, 1)
+    with engine.begin() as counting:
+        counting.execute(
+            text(
+                "UPDATE state_uses SET uses = 1"
+                " WHERE state_id = (SELECT id FROM cached_states WHERE k = 5)"
+            )
+        )
+        # The prompt is locked with the first state that goes, so the run ends without waiting.
+        evict(engine, MemoryObjects(), chosen, now=START)
+        assert 5 in kept_ks(engine)
+    evict(engine, MemoryObjects(), chosen, now=START)
+    assert kept_ks(engine) == []
+    assert count(engine, "cached_prompts") == 0
+
+
+class AbsentObjects(MemoryObjects):
+    """Refuses to delete: all, or what contains a word."""
+
+    refused: str | None = None
+
+    def delete_many(self, keys: Iterable[str]) -> dict[str, str]:
+        if self.refused is None:
+            raise ObjectStoreError("away")
+        wanted = list(keys)
+        super().delete_many([key for key in wanted if self.refused not in key])
+        return {key: "denied" for key in wanted if self.refused in key}
+
+
+def test_objects_that_could_not_be_deleted_are_deleted_later(
+    engine: Engine, database_url: str
+) -> None:
+    objects = AbsentObjects()
+    insert(engine, register(engine), [(5, 100), (10, 100)], objects=objects)
+    report = evict(engine, objects, with_capacity(database_url, 1), now=START)
+    assert (report.evicted_states, report.objects_removed, report.objects_left) == (2, 0, 2)
+    objects.refused = "/5"
+    report = evict(engine, objects, with_capacity(database_url, 1), now=START)
+    assert (report.objects_removed, report.objects_left) == (1, 1)
+    objects.refused = "nothing"
+    report = evict(engine, objects, with_capacity(database_url, 1), now=START)
+    assert (report.objects_removed, report.objects_left) == (1, 0)
+    assert objects.stored == {}
+
+
+def test_two_runs_at_once_do_not_evict_twice_as_much(
+    engine: Engine, database_url: str, objects: MemoryObjects
+) -> None:
+    scope = register(engine)
+    for _ in range(100):
+        insert(engine, scope, [(5, 100), (10, 100)], objects=objects)
+    chosen = with_capacity(database_url, 10_000, cache_evict_batch=5)
+    threads = [
+        threading.Thread(target=evict, args=(engine, objects, chosen), kwargs={"now": START})
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    evict(engine, objects, chosen, now=START)
+    assert cache_stats(engine, capacity_bytes=0).num_bytes == 10_000
+    assert len(objects.stored) == 100
+
+
+def test_the_choice_reads_the_namespace_only(engine: Engine) -> None:
+    with transaction(engine) as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        plan = "\n".join(
+            connection.execute(
+                text("EXPLAIN " + choose_victims(Policy.LCBFU_AGED).text),
+                {"namespace": "n", "capacity_bytes": 1, "limit": 10},
+            ).scalars()
+        )
+    assert "ix_scopes_namespace" in plan, plan
+    assert "ix_cached_prompts_scope_owner" in plan, plan
+
+
+# --- churn ---------------------------------------------------------------------------------------
+
+
+def churn(
+    work: list[Callable[[random.Random], None]], *, rounds: int, errors: list[BaseException]
+) -> list[threading.Thread]:
+    def run(action: Callable[[random.Random], None], seed: int) -> None:
+        chance = random.Random(seed)
+        try:
+            for _ in range(rounds):
+                action(chance)
+        except BaseException as error:  # noqa: BLE001  shown by the test
+            errors.append(error)
+
+    return [threading.Thread(target=run, args=(action, seed)) for seed, action in enumerate(work)]
+
+
+def test_nothing_is_lost_or_leaked_by_lookups_stores_uses_and_evictions_together(
+    engine: Engine, database_url: str, objects: MemoryObjects
+) -> None:
+    clock, errors = Clock(), list[BaseException]()
+    changes: dict[str, Any] = {"cache_uses_batch": 4, "cache_uses_flush_s": 0.05}
+    with running_cache(database_url, objects, clock=clock, **changes) as cache:
+        scope = cache.scope(spec())
+        cache.store(scope, entry(owner="u0"))
+        num_bytes = len(next(iter(objects.stored.values()))[0])
+        chosen = with_capacity(database_url, 40 * num_bytes, cache_evict_batch=7)
+        owners = [f"u{number}" for number in range(6)]
+        numbers = itertools.count()
+
+        def store(chance: random.Random) -> None:
+            vector = (1.0, *(chance.uniform(0, 0.3) for _ in range(DIMENSION - 1)))
+            new = replace(
+                entry(vector), owner=chance.choice(owners), prompt_hash=str(next(numbers) % 20)
+            )
+            assert cache.store(scope, new, is_refresh=chance.random() < 0.3) is not None
+
+        def find(chance: random.Random) -> None:
+            outcome = cache.find(scope, QUERY, owner=chance.choice(owners))
+            if isinstance(outcome, Found):
+                assert outcome.latents[0, 0, 0] == outcome.hit.k
+                cache.count_use(outcome.hit, outcome.hit.k)
+
+        def clean(_: random.Random) -> None:
+            evict(engine, objects, chosen, now=clock())
+
+        def repair(_: random.Random) -> None:
+            # Objects are young, rows are not: a row whose object is just being evicted is met.
+            sweep(engine, objects, now=datetime.now(UTC), repair=True)
+
+        work = [store, store, find, find, clean, clean, repair]
+        threads = churn(work, rounds=40, errors=errors)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        cache.flush()
+        counts = cache.counts()
+    assert not any(counts.get(f"miss_{bad}") for bad in ("internal", "checksum_mismatch")), counts
+    report = evict(engine, objects, chosen, now=clock())
+    assert report.live_bytes <= 40 * num_bytes
+    swept = sweep(engine, objects, now=clock(), grace_s=-(10**9))
+    assert (swept.objects_without_rows, swept.rows_without_objects) == (0, 0), swept
+    assert swept.prompts_without_states == 0
+    assert report.objects_left == 0
+    assert counts["hit"] > 0
