@@ -1,0 +1,147 @@
+"""`nirvana cache stats, evict, sweep`: look at the cache and keep it in bounds, by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from sqlalchemy import Engine
+
+from cache.database import connect
+from cache.eviction import evict as run_eviction
+from cache.objects import S3Objects
+from cache.settings import CacheSettings
+from cache.stats import CacheStats, cache_stats
+from cache.sweep import sweep as run_sweep
+from fleet.commands.console import CommandFailed, JsonOption, Output
+from fleet.errors import NotRunningError
+from fleet.home import connection_environment
+from fleet.settings import load_settings
+
+RepairOption = Annotated[bool, typer.Option(help="Remove what is found, too.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    settings: CacheSettings
+    database: Engine
+    objects: S3Objects
+
+
+def stats(as_json: JsonOption = False) -> None:
+    """Show what the cache holds, and the steps it has saved."""
+    output = Output(as_json=as_json)
+    with _opened() as cache:
+        found = cache_stats(cache.database, capacity_bytes=cache.settings.cache_capacity_bytes)
+    output.rich.print(_scope_table(found))
+    output.rich.print(_step_table(found))
+    output.rich.print(
+        f"\n{found.num_prompts:,} prompts, {found.num_states:,} states, "
+        f"{found.num_bytes:,} bytes; used {found.uses:,} times, "
+        f"{found.steps_saved:,} denoising steps saved"
+    )
+    output.finish(asdict(found))
+
+
+def evict(as_json: JsonOption = False) -> None:
+    """Evict now what beat would evict at its next run."""
+    output = Output(as_json=as_json)
+    with _opened() as cache:
+        report = run_eviction(cache.database, cache.objects, cache.settings, now=datetime.now(UTC))
+    output.rich.print(
+        f"evicted {report.evicted_states:,} states, expired {report.expired_states:,} "
+        f"({report.evicted_bytes:,} bytes); {report.live_bytes:,} bytes stay"
+    )
+    output.finish(asdict(report))
+
+
+def sweep(repair: RepairOption = False, as_json: JsonOption = False) -> None:
+    """Look for objects without rows and rows without objects."""
+    output = Output(as_json=as_json)
+    with _opened() as cache:
+        report = run_sweep(
+            cache.database,
+            cache.objects,
+            now=datetime.now(UTC),
+            repair=repair,
+            grace_s=cache.settings.cache_sweep_grace_s,
+        )
+    output.rich.print(
+        f"{report.objects_without_rows:,} objects without rows, "
+        f"{report.rows_without_objects:,} rows without objects"
+        + (f"; {report.objects_removed:,} objects removed" if repair else "")
+    )
+    output.finish(asdict(report))
+
+
+@contextmanager
+def _opened() -> Iterator[_Opened]:
+    """Open the services that the settings name, or those of the fleet on this machine."""
+    settings = CacheSettings.load(**_service_urls())
+    database = connect(settings.database_url.get_secret_value(), pool_size=2)
+    try:
+        with closing(S3Objects.from_url(settings.s3_url.get_secret_value())) as objects:
+            yield _Opened(settings=settings, database=database, objects=objects)
+    finally:
+        database.dispose()
+
+
+def _service_urls() -> dict[str, object]:
+    if os.environ.get("NIRVANA_DATABASE_URL") and os.environ.get("NIRVANA_S3_URL"):
+        return {}
+    home = load_settings().home
+    try:
+        found = connection_environment(home)
+    except NotRunningError:
+        raise CommandFailed(
+            f"no fleet is running in {home}; start one with `nirvana up`, or set "
+            "NIRVANA_DATABASE_URL and NIRVANA_S3_URL"
+        ) from None
+    return {
+        "database_url": found["NIRVANA_DATABASE_URL"],
+        "s3_url": found["NIRVANA_S3_URL"],
+    }
+
+
+def _scope_table(found: CacheStats) -> Table:
+    table = _table("scope", "namespace", "model", "size", "N", "prompts", "states", "bytes")
+    for scope in found.by_scope:
+        table.add_row(
+            str(scope.scope_id),
+            scope.namespace,
+            scope.model,
+            f"{scope.width}x{scope.height}",
+            str(scope.num_inference_steps),
+            f"{scope.num_prompts:,}",
+            f"{scope.num_states:,}",
+            f"{scope.num_bytes:,}",
+        )
+    return table
+
+
+def _step_table(found: CacheStats) -> Table:
+    table = _table("kind", "k", "states", "bytes", "uses", "steps saved")
+    for step in found.by_k:
+        table.add_row(
+            step.kind,
+            str(step.k),
+            f"{step.num_states:,}",
+            f"{step.num_bytes:,}",
+            f"{step.uses:,}",
+            f"{step.steps_saved:,}",
+        )
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        is_word = heading in ("namespace", "model", "kind")
+        table.add_column(heading, justify="left" if is_word else "right")
+    return table
