@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterator
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from workers.denoising.errors import QueueFull
 
 
 class Batchable(Protocol):
-    """Something that steps; items of equal group can share a forward pass."""
+    """Something that steps, hashed by identity; items of equal group can share a forward pass."""
 
     @property
     def group(self) -> Hashable: ...
@@ -32,7 +33,7 @@ Item = TypeVar("Item", bound=Batchable)
 class Batcher(Generic[Item]):
     """The items in flight, by group, in order of arrival.
 
-    At most `batch_size_max` step together, and at most `num_waiting_max` wait for their first.
+    At most `batch_size_max` step together, and at most `num_waiting_max` wait for their first step.
     """
 
     def __init__(self, *, batch_size_max: int, num_waiting_max: int) -> None:
@@ -41,20 +42,19 @@ class Batcher(Generic[Item]):
         self.batch_size_max = batch_size_max
         self.num_waiting_max = num_waiting_max
         self._groups: dict[Hashable, deque[Item]] = {}
-        self._arrival: dict[int, int] = {}  # id(item) -> arrival number, of all in flight
-        self._waiting: set[int] = set()  # id(item), of those that were never in a batch
+        self._in_flight: dict[Item, None] = {}  # an ordered set, oldest first
+        self._waiting: set[Item] = set()  # those that were never in a batch
         self._group_size_max: dict[Hashable, int] = {}  # below batch_size_max after halve()
-        self._num_arrived = 0
 
     def __len__(self) -> int:
-        return len(self._arrival)
+        return len(self._in_flight)
 
     def __contains__(self, item: Item) -> bool:
-        return id(item) in self._arrival
+        return item in self._in_flight
 
     def __iter__(self) -> Iterator[Item]:
-        """All items, in no order; a copy, so that items may be removed on the way."""
-        return iter([item for group in self._groups.values() for item in group])
+        """All items, oldest first; a copy, so that items may be removed on the way."""
+        return iter(list(self._in_flight))
 
     @property
     def num_waiting(self) -> int:
@@ -64,20 +64,19 @@ class Batcher(Generic[Item]):
         """Put the item behind all others. Raises QueueFull."""
         if self.num_waiting >= self.num_waiting_max:
             raise QueueFull(f"{self.num_waiting} jobs wait already, as many as the engine holds")
-        assert id(item) not in self._arrival
+        assert item not in self._in_flight
         self._groups.setdefault(item.group, deque()).append(item)
-        self._arrival[id(item)] = self._num_arrived
-        self._waiting.add(id(item))
-        self._num_arrived += 1
+        self._in_flight[item] = None
+        self._waiting.add(item)
 
     def next_batch(self) -> list[Item]:
         """The oldest item and the next oldest of its group; empty when nothing is in flight."""
-        if not self._groups:
+        if not self._in_flight:
             return []
-        group = min(self._groups.values(), key=lambda items: self._arrival[id(items[0])])
-        size = self.size_max(group[0].group)
-        batch = [item for item, _ in zip(group, range(size), strict=False)]
-        self._waiting.difference_update(map(id, batch))
+        oldest = next(iter(self._in_flight))
+        batch = list(islice(self._groups[oldest.group], self.size_max(oldest.group)))
+        assert batch[0] is oldest
+        self._waiting.difference_update(batch)
         return batch
 
     def size_max(self, group: Hashable) -> int:
@@ -98,17 +97,16 @@ class Batcher(Generic[Item]):
         items.remove(item)
         if not items:
             del self._groups[item.group]
-        del self._arrival[id(item)]
-        self._waiting.discard(id(item))
+        del self._in_flight[item]
+        self._waiting.discard(item)
 
     def check(self) -> None:
-        """Assert the invariants; for tests and for a suspicious operator."""
-        held = {id(item) for item in self}
-        assert held == set(self._arrival)
+        """Assert the invariants."""
+        held = {item for items in self._groups.values() for item in items}
+        assert held == set(self._in_flight)
         assert held >= self._waiting
         assert len(self._waiting) <= self.num_waiting_max
         for group, items in self._groups.items():
             assert items
             assert all(item.group == group for item in items)
-            arrivals = [self._arrival[id(item)] for item in items]
-            assert arrivals == sorted(arrivals)
+            assert list(items) == [item for item in self if item.group == group]

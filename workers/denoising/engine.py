@@ -112,6 +112,11 @@ class Engine:
         """Jobs whose future is not done."""
         return len(self._pending)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more jobs: closed, or its thread has ended on its own."""
+        return self._is_closed
+
     def __enter__(self) -> Self:
         return self
 

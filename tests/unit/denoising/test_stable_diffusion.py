@@ -16,7 +16,8 @@ import torch
 from tests.tiny_pipeline import CLIP_PROJECTION_DIM, EMBED_DIM, NUM_TOKENS, build_tiny_pipeline
 from workers.denoising.errors import UnsupportedModel, UnsupportedScheduler
 from workers.denoising.families import stable_diffusion
-from workers.denoising.families.family import Family, fingerprint
+from workers.denoising.families.family import Family
+from workers.denoising.families.folder import fingerprint
 from workers.denoising.families.stable_diffusion import StableDiffusion
 
 PROMPTS = ["a red bus", "two cats on a mat, oil painting", "", "漢字 é " * 50]
@@ -106,15 +107,25 @@ def test_nirvana_json_overrides_them(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"guidance": 4}, r"has \['guidance'\]; allowed: height"),
+        ({"guidance": 4}, "has 'guidance'; allowed: height"),
+        ({"height": "24"}, "height is '24', not a number"),
+        ([24, 16], "is no JSON object"),
         ({"height": 17}, "17 pixels"),
         ({"height": 64}, "64 pixels"),
     ],
 )
-def test_a_wrong_nirvana_json_is_refused(copy: Path, content: dict[str, Any], message: str) -> None:
+def test_a_wrong_nirvana_json_is_refused(copy: Path, content: Any, message: str) -> None:
     (copy / "nirvana.json").write_text(json.dumps(content))
     with pytest.raises(UnsupportedModel, match=message):
         stable_diffusion.load(copy)
+
+
+def test_what_is_no_model_is_refused_in_one_line(copy: Path, tmp_path: Path) -> None:
+    (copy / "unet" / "config.json").unlink()
+    for path in (tmp_path / "nothing", tmp_path, copy):
+        with pytest.raises(UnsupportedModel) as refused:
+            stable_diffusion.load(path)
+        assert str(path) in str(refused.value)
 
 
 def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-EDGE_BYTES = 2**20  # how much of each end of a file its fingerprint reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +69,7 @@ class Family(Protocol):
 
     @property
     def revision(self) -> str:
-        """A fingerprint of the weights and configuration (see `fingerprint`)."""
+        """A fingerprint of the weights and configuration (see folder.fingerprint)."""
 
     @property
     def scheduler(self) -> Any:
@@ -105,24 +101,3 @@ class Family(Protocol):
 
     def decode(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Images [B, height, width, 3] of latents [B, *latent_shape]."""
-
-
-def fingerprint(folder: Path) -> str:
-    """Revision of a model folder: SHA-256 over each file's path, size, first and last MiB.
-
-    Notes (`*.md`) and hidden files do not count: editing them must not empty a cache.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and path.suffix != ".md" and not str(name).startswith("."):
-            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
-            digest.update(_edges(path))
-    return digest.hexdigest()
-
-
-def _edges(path: Path) -> bytes:
-    with path.open("rb") as file:
-        first = file.read(EDGE_BYTES)
-        file.seek(max(len(first), path.stat().st_size - EDGE_BYTES))
-        return first + file.read()

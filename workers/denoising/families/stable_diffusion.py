@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,13 @@ from workers.denoising.families.family import (
     Conditioning,
     Embedder,
     Encoding,
-    ModelSpec,
-    fingerprint,
 )
+from workers.denoising.families.folder import fingerprint, local_folder, read_spec
 from workers.denoising.solvers import SUPPORTED, check_supported
 
 logger = logging.getLogger(__name__)
 
 PIPELINE_CLASS = "StableDiffusionPipeline"
-SPEC_FILE = "nirvana.json"  # in the model folder, optional: see read_spec
-DEFAULT_STEPS = 50
-DEFAULT_GUIDANCE_SCALE = 7.5
-SPEC_KEYS = (
-    "height",
-    "width",
-    "size_min",
-    "size_max",
-    "num_inference_steps",
-    "guidance_scale",
-)
 
 
 class StableDiffusion:
@@ -138,11 +124,6 @@ class StableDiffusion:
             return_tensors="pt",
         ).to(self.device)
 
-    @cached_property
-    def num_parameters(self) -> int:
-        """Of the denoiser."""
-        return sum(parameter.numel() for parameter in self.unet.parameters())
-
 
 def load(
     path_or_id: str | Path,
@@ -159,12 +140,8 @@ def load(
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    folder = _local_folder(path_or_id)
-    pipeline: Any = diffusers.StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-        folder, dtype=dtype, local_files_only=True, safety_checker=None
-    )
-    if pipeline.unet.config.time_cond_proj_dim is not None:
-        raise UnsupportedModel(f"{path_or_id}: guidance-distilled models are not supported")
+    folder = local_folder(path_or_id, PIPELINE_CLASS)
+    pipeline = _load_pipeline(folder, dtype)
     if scheduler is not None:
         pipeline.scheduler = _replacement(scheduler, pipeline.scheduler)
     check_supported(pipeline.scheduler)
@@ -174,41 +151,17 @@ def load(
     return model
 
 
-def read_spec(folder: Path, vae_scale_factor: int, sample_size: int) -> ModelSpec:
-    """Defaults and limits: those of Stable Diffusion, overridden by `nirvana.json`.
-
-    The file is one JSON object whose keys, all optional, are SPEC_KEYS: pixels, steps, scale.
-    Without it: the size the UNet was trained at, from half to twice that, 50 steps, guidance 7.5.
-    """
-    given = _read_json(folder / SPEC_FILE) if (folder / SPEC_FILE).is_file() else {}
-    unknown = sorted(set(given) - set(SPEC_KEYS))
-    if unknown:
-        raise UnsupportedModel(f"{SPEC_FILE} has {unknown}; allowed: {', '.join(SPEC_KEYS)}")
-    trained = sample_size * vae_scale_factor
-    spec = ModelSpec(
-        unit=vae_scale_factor,
-        height=given.get("height", trained),
-        width=given.get("width", trained),
-        size_min=given.get("size_min", trained // 2),
-        size_max=given.get("size_max", trained * 2),
-        num_inference_steps=given.get("num_inference_steps", DEFAULT_STEPS),
-        guidance_scale=given.get("guidance_scale", DEFAULT_GUIDANCE_SCALE),
-    )
-    for side in (spec.height, spec.width):
-        if side % spec.unit or not spec.size_min <= side <= spec.size_max:
-            raise UnsupportedModel(f"{SPEC_FILE}: a side of {side} pixels breaks its own limits")
-    return spec
-
-
-def _local_folder(path_or_id: str | Path) -> Path:
-    folder = Path(path_or_id)
-    if not folder.is_dir():
-        folder = Path(diffusers.DiffusionPipeline.download(str(path_or_id)))
-    index = folder / "model_index.json"
-    name = _read_json(index).get("_class_name") if index.is_file() else None
-    if name != PIPELINE_CLASS:
-        raise UnsupportedModel(f"{path_or_id} is {name or 'no diffusers folder'}: {PIPELINE_CLASS}")
-    return folder
+def _load_pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    pipeline_class: Any = diffusers.StableDiffusionPipeline
+    try:
+        pipeline = pipeline_class.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, safety_checker=None
+        )
+    except (OSError, ValueError) as error:  # a part is missing or does not fit
+        raise UnsupportedModel(f"{folder} cannot be loaded: {error}") from error
+    if pipeline.unet.config.time_cond_proj_dim is not None:
+        raise UnsupportedModel(f"{folder}: guidance-distilled models are not supported")
+    return pipeline
 
 
 def _load_clip(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
@@ -227,8 +180,3 @@ def _replacement(name: str, scheduler: Any) -> Any:
             f"scheduler {name} is refused; supported: {', '.join(SUPPORTED)}"
         )
     return getattr(diffusers, name).from_config(scheduler.config)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return content
