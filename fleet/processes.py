@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -52,6 +53,8 @@ def end_children(children: Sequence[ChildRecord], *, grace_s: float = 4.0) -> li
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         _wait_gone(everyone, grace_s)
+    for path in (path for child in children for path in child.leaves):
+        Path(path).unlink(missing_ok=True)
     return [name for name, family in left.items() if family]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fleet.addresses import Addresses
 
@@ -31,6 +31,8 @@ class ChildRecord:
     restarts: int
     stop_signal: int = signal.SIGTERM
     log_path: str
+    # Files elsewhere that go with the process.
+    leaves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -67,7 +69,7 @@ class FleetRecord:
         )
 
 
-def _child(child: dict[str, object]) -> ChildRecord:
-    process = child.pop("process")
-    identity = ProcessIdentity(**process) if isinstance(process, dict) else None
-    return ChildRecord(process=identity, **child)  # type: ignore[arg-type]
+def _child(child: dict[str, Any]) -> ChildRecord:
+    process, leaves = child.pop("process"), child.pop("leaves", ())
+    identity = ProcessIdentity(**process) if process is not None else None
+    return ChildRecord(process=identity, leaves=tuple(leaves), **child)

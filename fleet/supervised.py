@@ -120,6 +120,7 @@ class Supervised:
             restarts=max(self._restarts, 0),
             stop_signal=self.program.stop_signal,
             log_path=self._log_path(),
+            leaves=tuple(str(path) for path in self.program.leaves),
         )
 
     def _log_path(self) -> str:

@@ -23,6 +23,7 @@ RECORD = FleetRecord(
             process=ProcessIdentity(pid=3, created_at=4.5),
             restarts=0,
             log_path="gpu.log",
+            leaves=("/tmp/socket",),
         ),
         ChildRecord(name="io", state="restarting", process=None, restarts=2, log_path=""),
     ),

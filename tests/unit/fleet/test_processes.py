@@ -44,8 +44,15 @@ def parent() -> Iterator[tuple[subprocess.Popen[str], ProcessIdentity, psutil.Pr
     process.wait()
 
 
-def record(identity: ProcessIdentity) -> ChildRecord:
-    return ChildRecord(name="gpu", state="ready", process=identity, restarts=0, log_path="")
+def record(identity: ProcessIdentity, *leaves: Path) -> ChildRecord:
+    return ChildRecord(
+        name="gpu",
+        state="ready",
+        process=identity,
+        restarts=0,
+        log_path="",
+        leaves=tuple(map(str, leaves)),
+    )
 
 
 def is_over(process: psutil.Process) -> bool:
@@ -58,11 +65,13 @@ def test_a_process_is_known_by_pid_and_start_time() -> None:
     assert not is_alive(replace(own, created_at=own.created_at - 60))
 
 
-def test_the_whole_family_is_ended(
-    parent: tuple[subprocess.Popen[str], ProcessIdentity, psutil.Process],
+def test_the_whole_family_is_ended_and_its_files_removed(
+    parent: tuple[subprocess.Popen[str], ProcessIdentity, psutil.Process], tmp_path: Path
 ) -> None:
     _, identity, child = parent
-    assert end_children([record(identity)]) == ["gpu"]
+    (tmp_path / "socket").touch()
+    assert end_children([record(identity, tmp_path / "socket")]) == ["gpu"]
+    assert not (tmp_path / "socket").exists()
     assert not is_alive(identity)
     assert is_over(child)
 
