@@ -117,12 +117,13 @@ class UseCounter:
                     self._add(state_id, uses)
 
     def close(self, *, timeout_s: float = 5.0) -> None:
-        """Stop the thread and write the rest."""
-        self._closed.set()
+        """Stop the thread, which writes the rest; a database that hangs is left after a while."""
+        with self._lock:
+            self._closed.set()
+            thread = self._thread
         self._due.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        self.flush()
+        if thread is not None:
+            thread.join(timeout_s)
 
     def _add(self, state_id: int, uses: Uses) -> None:
         known = self._pending.get(state_id)
@@ -136,3 +137,4 @@ class UseCounter:
             self._due.wait(self._flush_s)
             self._due.clear()
             self.flush()
+        self.flush()
