@@ -1,0 +1,216 @@
+"""`nirvana submit | status | wait | cancel`: the client, on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fleet.commands.connection import client_settings
+from fleet.commands.console import FAILED, JsonOption, Output
+from fleet.commands.image_files import ImageFiles
+from fleet.commands.job_file import JobLine
+from fleet.commands.job_request import check_jobs, read_metadata, read_webhook, requested_jobs
+from fleet.commands.job_view import FinishedJob, as_json, follow, show_finished, show_status
+from producer.client import Client, JobHandle
+from producer.contract import CacheMode, GenerationJob, Priority, Status
+from producer.errors import ProducerError
+from producer.trace import Trace
+
+app = typer.Typer()
+
+IMAGE, JOB, CALLBACK, WAITING = "The image", "The job", "Callback", "Waiting"
+PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to paint.")]
+JobIdArgument = Annotated[str, typer.Argument(metavar="JOB_ID", help="As `submit` printed it.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="PNG file, or a folder for several jobs. Waits.", rich_help_panel=WAITING),
+]
+TimeoutOption = Annotated[
+    float | None, typer.Option(help="Seconds to wait at most.", rich_help_panel=WAITING)
+]
+
+
+def _in(panel: str, text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
+def _flag(name: str, panel: str, text: str) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=panel, show_default=False)
+
+
+@app.command(rich_help_panel="Jobs")
+def submit(
+    prompt: PromptArgument = None,
+    file: Annotated[Path | None, _in(JOB, "JSON Lines: a job of the wire form a line.")] = None,
+    seed: Annotated[int | None, _in(IMAGE, "Drawn, and reported, if not given.")] = None,
+    seeds: Annotated[int | None, _in(IMAGE, "That many jobs, one per seed.")] = None,
+    steps: Annotated[int | None, _in(IMAGE, "Denoising steps, 1 to 200.")] = None,
+    guidance: Annotated[float | None, _in(IMAGE, "Guidance scale, 0 to 30.")] = None,
+    width: Annotated[int | None, _in(IMAGE, "Pixels.")] = None,
+    height: Annotated[int | None, _in(IMAGE, "Pixels.")] = None,
+    negative: Annotated[str | None, _in(IMAGE, "What not to paint.")] = None,
+    model: Annotated[str | None, _in(IMAGE, "The fleet's default, if not given.")] = None,
+    namespace: Annotated[str | None, _in(JOB, "Tenant; nothing is reused across.")] = None,
+    user: Annotated[str | None, _in(JOB, "Whose states to reuse.")] = None,
+    priority: Annotated[Priority | None, _in(JOB, "Who goes first.")] = None,
+    cache: Annotated[CacheMode | None, _in(JOB, "Bypass: neither read nor write.")] = None,
+    deadline_s: Annotated[float | None, _in(JOB, "Worthless after so many seconds.")] = None,
+    job_id: Annotated[str | None, _in(JOB, "UUID; sent twice, it is one job.")] = None,
+    metadata: Annotated[list[str] | None, _in(JOB, "KEY=VALUE, returned as sent.")] = None,
+    webhook_url: Annotated[str | None, _in(CALLBACK, "Called when the job ends.")] = None,
+    webhook_endpoint: Annotated[str | None, _in(CALLBACK, "A registered endpoint.")] = None,
+    wait: Annotated[bool, _flag("--wait", WAITING, "Until all jobs have ended.")] = False,
+    out: OutOption = None,
+    timeout_s: TimeoutOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Send a prompt, or a file of jobs."""
+    given = {
+        "prompt": prompt,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "width": width,
+        "height": height,
+        "negative_prompt": negative,
+        "model": model,
+        "namespace": namespace,
+        "user": user,
+        "priority": priority,
+        "cache": cache,
+        "deadline_s": deadline_s,
+        "job_id": job_id,
+        "metadata": read_metadata(metadata or []),
+        "webhook": read_webhook(webhook_url, webhook_endpoint),
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    lines = requested_jobs(fields, file, seeds)
+    return _submit(lines, Output(as_json=json), is_waiting=wait, out=out, timeout_s=timeout_s)
+
+
+@app.command(rich_help_panel="Jobs")
+def status(job_id: JobIdArgument, json: JsonOption = False) -> None:
+    """Show where a job is."""
+    output = Output(as_json=json)
+    with Client(client_settings()) as client:
+        trace = client.status(job_id)
+        position = client.position(job_id) if trace.status is Status.SUBMITTED else None
+    words, facts = "", {}
+    if position is not None:
+        wait_s = position.estimated_wait_s
+        words = f", {position.num_ahead} ahead"
+        words += "" if wait_s is None else f", at most {wait_s:.0f} s with one worker"
+        facts = {"num_ahead": position.num_ahead, "estimated_wait_s": wait_s}
+    show_status(trace, output, position=words)
+    if trace.result is not None:
+        show_finished([FinishedJob(trace=trace, result=trace.result)], output)
+    output.finish(_status_json(trace) | facts)
+
+
+@app.command(rich_help_panel="Jobs")
+def wait(
+    job_id: JobIdArgument,
+    out: OutOption = None,
+    timeout_s: TimeoutOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Wait for a job's image."""
+    output = Output(as_json=json)
+    files = _checked_files(out, num_jobs=1)
+    with Client(client_settings()) as client:
+        (finished,) = _finish(client, [job_id], output, files, timeout_s)
+    output.finish(as_json(finished))
+    return 0 if finished.result.status is Status.SUCCEEDED else FAILED
+
+
+@app.command(rich_help_panel="Jobs")
+def cancel(job_id: JobIdArgument, json: JsonOption = False) -> None:
+    """End a job, waiting or running."""
+    output = Output(as_json=json)
+    with Client(client_settings()) as client:
+        is_asked = client.cancel(job_id)
+        state = client.status(job_id).status
+    output.rich.print("asked to end" if is_asked else f"has ended already: {state}")
+    output.finish({"job_id": job_id, "is_asked": is_asked, "status": state})
+
+
+def _submit(
+    lines: list[JobLine],
+    output: Output,
+    *,
+    is_waiting: bool,
+    out: Path | None,
+    timeout_s: float | None,
+) -> int:
+    files = _checked_files(out, num_jobs=len(lines))
+    settings = client_settings()
+    with Client(settings) as client:
+        check_jobs(client, settings, lines)
+        job_ids = _send(client, [line.job for line in lines], output)
+        if not is_waiting and files is None:
+            for job_id in job_ids:
+                output.rich.print(job_id)
+            output.finish({"jobs": [{"job_id": i, "status": "submitted"} for i in job_ids]})
+            return 0
+        # Whoever interrupts the wait can come back to it.
+        output.notes.print("submitted", " ".join(job_ids))
+        finished = _finish(client, job_ids, output, files, timeout_s)
+    output.finish({"jobs": [as_json(job) for job in finished]})
+    return 0 if all(job.result.status is Status.SUCCEEDED for job in finished) else FAILED
+
+
+def _send(client: Client, jobs: list[GenerationJob], output: Output) -> list[str]:
+    """Submit all; where the broker goes away in the middle, say what was sent."""
+    sent: list[JobHandle] = []
+    try:
+        client.submit_many(jobs, on_submitted=sent.append)
+    except ProducerError:
+        if sent:
+            output.notes.print(f"sent {len(sent)} of {len(jobs)} jobs:")
+            for handle in sent:
+                output.notes.print(handle.job_id)
+        raise
+    return [handle.job_id for handle in sent]
+
+
+def _finish(
+    client: Client,
+    job_ids: Sequence[str],
+    output: Output,
+    files: ImageFiles | None,
+    timeout_s: float | None,
+) -> list[FinishedJob]:
+    """Wait for all, write their images, and show the table."""
+    finished = []
+    for trace in follow(client, job_ids, output, timeout_s=timeout_s):
+        assert trace.result is not None, "a terminal trace has its result"
+        path = None
+        if files is not None and trace.result.image is not None:
+            path = files.write(trace.job_id, client.image(trace.result))
+        finished.append(FinishedJob(trace=trace, result=trace.result, image_path=path))
+    show_finished(finished, output)
+    return finished
+
+
+def _checked_files(out: Path | None, *, num_jobs: int) -> ImageFiles | None:
+    if out is None:
+        return None
+    files = ImageFiles(out, num_jobs=num_jobs)
+    files.check()
+    return files
+
+
+def _status_json(trace: Trace) -> dict[str, Any]:
+    progress = trace.progress
+    return {
+        "job_id": trace.job_id,
+        "status": trace.status,
+        "attempt": trace.attempt,
+        "steps_done": progress.steps_done if progress else None,
+        "steps_asked": trace.job.get("num_inference_steps"),
+        "job": trace.job,
+        "result": trace.result.to_wire() if trace.result else None,
+    }
