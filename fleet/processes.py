@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import psutil
 
+from fleet.errors import FleetError
 from fleet.record import ChildRecord, ProcessIdentity
 
 # The kernel keeps start times in ticks since boot; the wall clock that turns them into seconds
 # can be corrected meanwhile.
 CREATED_TOLERANCE_S = 2.0
 POLL_S = 0.02
+KILL_LIMIT_S = 10.0
 
 
 def identify(pid: int) -> ProcessIdentity | None:
@@ -40,19 +43,21 @@ def is_alive(identity: ProcessIdentity) -> bool:
 def end_children(children: Sequence[ChildRecord], *, grace_s: float = 4.0) -> list[str]:
     """Stop what is left of a killed supervisor's children, with everything they started.
 
-    Stop signals first, SIGKILL after `grace_s`. Returns the names of what had to be stopped.
+    Stop signals first, SIGKILL after `grace_s`. Returns the names of what had to be stopped;
+    raises FleetError if something cannot be killed.
     """
     left = {child.name: _family(child.process) for child in children if child.process}
     for child in children:
-        for process in left.get(child.name, []):
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(child.stop_signal)
-    everyone = [process for family in left.values() for process in family]
-    if not _wait_gone(everyone, grace_s):
-        for process in everyone:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        _wait_gone(everyone, grace_s)
+        _signal(left.get(child.name, []), child.stop_signal)
+    deadline = time.monotonic() + grace_s
+    while alive := [p for child in children if child.process for p in _family(child.process)]:
+        if time.monotonic() > deadline:
+            # Again and again: who is killed last may have started another meanwhile.
+            _signal(alive, signal.SIGKILL)
+        if time.monotonic() > deadline + KILL_LIMIT_S:
+            pids = ", ".join(str(process.pid) for process in alive)
+            raise FleetError(f"processes {pids}, left by an earlier run, cannot be killed")
+        time.sleep(POLL_S)
     for path in (path for child in children for path in child.leaves):
         Path(path).unlink(missing_ok=True)
     return [name for name, family in left.items() if family]
@@ -95,6 +100,12 @@ def _session_members(leader: ProcessIdentity) -> Iterable[psutil.Process]:
                 yield process
 
 
+def _signal(processes: Sequence[psutil.Process], signum: int) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signum)
+
+
 def _is_running(process: psutil.Process) -> bool:
     # An orphan's zombie stays where init does not reap (as in many containers). Its last threads
     # may outlive it for a moment, and with them its ports.
@@ -102,12 +113,3 @@ def _is_running(process: psutil.Process) -> bool:
         is_zombie = process.status() == psutil.STATUS_ZOMBIE
         return bool(process.is_running() and not (is_zombie and process.num_threads() <= 1))
     return False
-
-
-def _wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while any(_is_running(process) for process in processes):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True

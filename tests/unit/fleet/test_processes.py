@@ -104,6 +104,8 @@ def test_who_ignores_the_stop_signal_is_killed() -> None:
     assert end_children([record(identity)], grace_s=0.2) == ["gpu"]
     assert 0.15 < time.monotonic() - started_at < 2
     assert process.wait() == -signal.SIGKILL
+    # Nor does what it started when the signal had gone round.
+    assert end_children([record(identity)]) == []
 
 
 def test_exits_are_described() -> None:
