@@ -29,6 +29,8 @@ class Batchable(Protocol):
 
 Item = TypeVar("Item", bound=Batchable)
 
+NUM_FITS_TO_GROW = 256  # some seconds of steps
+
 
 class Batcher(Generic[Item]):
     """The items in flight, by group, in order of arrival.
@@ -45,6 +47,7 @@ class Batcher(Generic[Item]):
         self._in_flight: dict[Item, None] = {}  # an ordered set, oldest first
         self._waiting: set[Item] = set()  # those that were never in a batch
         self._group_size_max: dict[Hashable, int] = {}  # below batch_size_max after halve()
+        self._num_fits: dict[Hashable, int] = {}  # full batches of such a group since then
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -90,6 +93,20 @@ class Batcher(Generic[Item]):
         """
         assert len(batch) > 1
         self._group_size_max[batch[0].group] = len(batch) // 2
+        self._num_fits[batch[0].group] = 0
+
+    def note_fit(self, batch: list[Item]) -> None:
+        """After a batch that fit: try twice as many, once NUM_FITS_TO_GROW full ones did.
+
+        What took the memory may be gone; if not, the next attempt costs one failed pass.
+        """
+        group = batch[0].group
+        if group not in self._group_size_max or len(batch) < self._group_size_max[group]:
+            return
+        self._num_fits[group] += 1
+        if self._num_fits[group] == NUM_FITS_TO_GROW:
+            self._num_fits[group] = 0
+            self._group_size_max[group] = min(self.batch_size_max, 2 * self.size_max(group))
 
     def remove(self, item: Item) -> None:
         """Forget an item that has ended."""

@@ -90,6 +90,8 @@ class InFlight:
     def step(self) -> None:
         """Take one step of the batch whose turn it is."""
         batch = self._batcher.next_batch()
+        if not batch:
+            return
         predictions: list[Prediction] = []
         started_at = time.monotonic()
         run_contained(
@@ -98,6 +100,8 @@ class InFlight:
             on_failure=self._fail,
             on_out_of_memory=self._batcher.halve,
         )
+        if len(predictions) == len(batch):
+            self._batcher.note_fit(batch)
         for prediction in predictions:
             run_contained(
                 _advance, [prediction], on_failure=lambda one, error: self._fail(one[0], error)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from workers.denoising.batcher import Batcher
+from workers.denoising.batcher import NUM_FITS_TO_GROW, Batcher
 from workers.denoising.errors import QueueFull
 
 BATCH_SIZE_MAX = 3
@@ -70,6 +70,16 @@ def test_halving_concerns_the_group_that_did_not_fit() -> None:
         if job.group == "a":
             batcher.remove(job)
     assert batcher.next_batch() == [b1, b2]
+
+
+def test_a_halved_group_grows_back_after_many_full_batches_that_fit() -> None:
+    batcher, jobs = batcher_of("a", "a", "a", "a", batch_size_max=4)
+    batcher.halve(jobs)
+    for _ in range(NUM_FITS_TO_GROW):
+        assert batcher.size_max("a") == 2
+        batcher.note_fit(batcher.next_batch()[:1])  # not full: says nothing
+        batcher.note_fit(batcher.next_batch())
+    assert batcher.next_batch() == jobs
 
 
 class Stepping(RuleBasedStateMachine):
