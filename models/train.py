@@ -38,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, required=True, help="data, checkpoints, models")
     parser.add_argument("--art", type=Path, help="folder of npm tarballs (default: WORK_DIR/npm)")
     parser.add_argument("--init-from", type=Path, help="a model folder to start from")
+    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
 
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder=options.work_dir,
         art_folder=options.art or options.work_dir / "npm",
         init_from=options.init_from,
+        is_compiled=options.compile,
     )
     for stage in STAGES if options.stage == "all" else [options.stage]:
         STAGES[stage](work)

@@ -10,21 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from models import loop, networks
-from models.dataset import SceneDataset
+from models.dataset import COLUMNS
 from models.libraries import transformers
 from models.scenes import draw_caption
 from models.stages.workspace import Workspace
 
-GROUP = 4  # pictures of one subject in a batch: they differ in place, size, style, background
+GROUP = 4  # pictures in a batch that differ in one attribute only
+GROUPED_SHARE = 0.6  # of the batch
+# How often a group differs in each. Without such groups a caption's place and size are ignored:
+# subject and background alone tell most pictures of a random batch apart.
+DIFFERING = {"position": 0.5, "size": 0.2, "background": 0.1, "style": 0.1, "subject": 0.1}
 SCALE_MAX = 4.2  # of the logarithm of the inverse temperature
 
 
 class ClipLearner(loop.Learner):
-    """Contrast captions with pictures, half of the batch in groups of the same subject."""
+    """Contrast captions with pictures, many of which differ in a single attribute."""
 
     def __init__(self, work: Workspace) -> None:
         self.scenes, self.tokenizer = work.scenes(), work.tokenizer()
@@ -34,7 +39,7 @@ class ClipLearner(loop.Learner):
             _start_from(self.clip, work)
         else:
             self.clip.logit_scale.data.fill_(2.3)
-        self.rows_of_subject = rows_by_subject(self.scenes)
+        self.twins = {column: Twins(self.scenes.labels, column) for column in DIFFERING}
         super().__init__(work.config.clip, {"clip": self.clip})
 
     def loss(self, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
@@ -57,21 +62,31 @@ class ClipLearner(loop.Learner):
         return loss / 2
 
     def _draw_rows(self, rng: np.random.Generator) -> list[int]:
-        half = self.config.batch_size // 2
-        rows = rng.integers(len(self.scenes), size=self.config.batch_size - half).tolist()
-        present = [subject for subject, of in self.rows_of_subject.items() if len(of) >= GROUP]
-        for _ in range(half // GROUP):
-            group = self.rows_of_subject[int(rng.choice(present))] if present else rows
-            rows += rng.choice(group, GROUP).tolist()
-        return [int(row) for row in rows]
+        num_groups = int(GROUPED_SHARE * self.config.batch_size) // GROUP
+        count = self.config.batch_size - GROUP * num_groups
+        rows: list[int] = rng.integers(len(self.scenes), size=count).tolist()
+        for column in rng.choice([*DIFFERING], size=num_groups, p=[*DIFFERING.values()]):
+            rows += self.twins[column].draw(GROUP, rng)
+        return rows
 
 
-def rows_by_subject(scenes: SceneDataset) -> dict[int, list[int]]:
-    """Group the rows by the subject's index."""
-    groups: dict[int, list[int]] = {}
-    for row, subject in enumerate(scenes.labels[:, 0].tolist()):
-        groups.setdefault(subject, []).append(row)
-    return groups
+class Twins:
+    """The rows of a data set grouped by all attributes but one."""
+
+    def __init__(self, labels: NDArray[np.uint8], column: str) -> None:
+        """Group `labels` (N, 5) by every column but `column`."""
+        others = np.delete(labels, COLUMNS.index(column), axis=1)
+        _, self._group, counts = np.unique(others, axis=0, return_inverse=True, return_counts=True)
+        self._order = np.argsort(self._group, kind="stable")
+        self._ends = np.cumsum(counts)
+        self._counts = counts
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[int]:
+        """Draw rows of one group, a row twice where the group is smaller than `count`."""
+        group = self._group[rng.integers(len(self._group))]
+        end, size = int(self._ends[group]), int(self._counts[group])
+        places = end - size + rng.permutation(max(size, count))[:count] % size
+        return [int(row) for row in self._order[places]]
 
 
 def soften(images: Tensor, rng: np.random.Generator, noise: torch.Generator) -> Tensor:

@@ -35,6 +35,7 @@ class UnetLearner(loop.Learner):
         if work.init_from:
             start_from(self.unet, work)
         self.unet = self.unet.to(memory_format=torch.channels_last)
+        self._predict: Any = torch.compile(self.unet) if work.is_compiled else self.unet
         self.alphas_cumprod: Tensor = networks.build_scheduler().alphas_cumprod
         super().__init__(
             work.config.unet,
@@ -54,7 +55,7 @@ class UnetLearner(loop.Learner):
         tokens = self._tokens(rows, rng)
         with torch.autocast("cpu", torch.bfloat16):
             states = self.text_encoder(tokens).last_hidden_state
-            predicted = self.unet(
+            predicted = self._predict(
                 noisy.contiguous(memory_format=torch.channels_last),
                 timesteps,
                 encoder_hidden_states=states.float(),

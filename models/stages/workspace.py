@@ -23,6 +23,9 @@ class Workspace:
     folder: Path
     art_folder: Path  # npm tarballs, fetched where absent
     init_from: Path | None = None  # a folder shaped like models/small
+    is_compiled: bool = (
+        False  # torch.compile for the denoiser: a sixth faster, needs a C++ compiler
+    )
 
     @property
     def sprites_path(self) -> Path:
