@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 READERS = 8  # connections for lookups; a lookup holds one for a few milliseconds
 WRITERS = 4
+CLOSE_TIMEOUT_S = 2.0
 
 
 def utc_now() -> datetime:
@@ -128,8 +129,9 @@ class ApproximateCache:
 
     def count_use(self, hit: Hit, steps_saved: int) -> None:
         """Note that a state's latents were used; written in batches, never in the job's way."""
-        uses = Uses(uses=1, steps_saved=steps_saved, last_used_at=self._clock())
-        self._uses.count(hit.state_id, uses)
+        with self._never_failing("use not counted"):
+            uses = Uses(uses=1, steps_saved=steps_saved, last_used_at=self._clock())
+            self._uses.count(hit.state_id, uses)
 
     def store(
         self, scope: Scope | ScopeSpec, entry: NewEntry, *, is_refresh: bool = False
@@ -157,10 +159,14 @@ class ApproximateCache:
         self._uses.flush()
 
     def close(self) -> None:
-        """Write the uses counted so far and close the connections."""
-        self._uses.close()
-        self._reader.dispose()
-        self._writer.dispose()
+        """Write the uses counted so far and close the connections; takes a few seconds at most.
+
+        Connections that hang in a server are left to the end of the process.
+        """
+        is_written = self._uses.close(timeout_s=CLOSE_TIMEOUT_S)
+        if self._calls.is_idle_within(CLOSE_TIMEOUT_S) and is_written:
+            self._reader.dispose()
+            self._writer.dispose()
         self._objects.close()
 
     def _find(self, scope: Scope | ScopeSpec, embedding: Embedding, owner: str) -> Found | Miss:

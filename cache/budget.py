@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -20,6 +21,7 @@ class BoundedCalls:
     """
 
     def __init__(self, calls_max: int) -> None:
+        self._calls_max = calls_max
         self._slots = threading.BoundedSemaphore(calls_max)
 
     def call(self, function: Callable[[], T], *, budget_s: float) -> T:
@@ -42,6 +44,18 @@ class BoundedCalls:
             if answer.done():
                 raise
             raise BudgetExceeded from error
+
+    def is_idle_within(self, timeout_s: float) -> bool:
+        """Wait for the calls in progress; False where some are still hanging after that."""
+        deadline = time.monotonic() + timeout_s
+        num = 0
+        while num < self._calls_max and self._slots.acquire(
+            timeout=max(0.0, deadline - time.monotonic())
+        ):
+            num += 1
+        if num:
+            self._slots.release(num)
+        return num == self._calls_max
 
     def _run(self, function: Callable[[], T], answer: Future[T]) -> None:
         try:

@@ -100,6 +100,27 @@ def evict(
     )
 
 
+def clear(
+    engine: Engine,
+    objects: ObjectStore,
+    settings: CacheSettings,
+    *,
+    now: datetime,
+    namespace: str | None = None,
+) -> Removed:
+    """Remove all states of a namespace, or of all, with their objects. Raises like `evict`."""
+    run = _Run(engine=engine, settings=settings, now=now)
+    removed = Removed()
+    for each, _ in run.namespaces():
+        while (
+            namespace in (None, each)
+            and (gone := run.evict(each, 0, settings.cache_evict_max)).num_states
+        ):
+            removed += gone
+    _delete_objects(engine, objects, settings, now=now)
+    return removed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
     engine: Engine

@@ -116,14 +116,16 @@ class UseCounter:
                 for state_id, uses in pending.items():
                     self._add(state_id, uses)
 
-    def close(self, *, timeout_s: float = 5.0) -> None:
-        """Stop the thread, which writes the rest; a database that hangs is left after a while."""
+    def close(self, *, timeout_s: float) -> bool:
+        """Stop the thread, which writes the rest; False where the database hangs for so long."""
         with self._lock:
             self._closed.set()
             thread = self._thread
         self._due.set()
-        if thread is not None:
-            thread.join(timeout_s)
+        if thread is None:
+            return True
+        thread.join(timeout_s)
+        return not thread.is_alive()
 
     def _add(self, state_id: int, uses: Uses) -> None:
         known = self._pending.get(state_id)

@@ -21,7 +21,7 @@ from cache import index
 from cache.database import transaction
 from cache.entry import PromptRow, Scope, Sharing, StateKind, StateRow, embedding_text
 from cache.errors import ObjectStoreError
-from cache.eviction import EvictionReport, evict
+from cache.eviction import EvictionReport, clear, evict
 from cache.lookup import Found
 from cache.policies import choose_victims
 from cache.selector import Selector
@@ -473,6 +473,25 @@ def test_two_runs_at_once_do_not_evict_twice_as_much(
     evict(engine, objects, chosen, now=START)
     assert cache_stats(engine, capacity_bytes=0).num_bytes == 10_000
     assert len(objects.stored) == 100
+
+
+def test_clearing_takes_one_namespace_or_all(
+    engine: Engine, database_url: str, objects: MemoryObjects
+) -> None:
+    for namespace in ("one", "two", "three"):
+        insert(engine, register(engine, namespace), [(5, 100), (10, 100)], objects=objects)
+    chosen = settings(database_url, cache_evict_max=1)
+    removed = clear(engine, objects, chosen, now=START, namespace="two")
+    assert (removed.num_states, removed.num_bytes) == (2, 200)
+    stats = cache_stats(engine, capacity_bytes=1)
+    assert {each.namespace: each.num_bytes for each in stats.by_namespace} == {
+        "one": 200,
+        "two": 0,
+        "three": 200,
+    }
+    assert clear(engine, objects, chosen, now=START).num_states == 4
+    assert count(engine, "cached_prompts") == 0
+    assert clear(engine, objects, chosen, now=START).num_states == 0
 
 
 def test_the_choice_reads_the_namespace_only(engine: Engine) -> None:

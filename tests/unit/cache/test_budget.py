@@ -47,3 +47,14 @@ def test_what_hangs_costs_the_budget_and_a_place_until_it_ends() -> None:
 def test_places_are_given_back() -> None:
     calls = BoundedCalls(2)
     assert [calls.call(lambda: 7, budget_s=10) for _ in range(50)] == [7] * 50
+
+
+def test_waiting_for_calls_in_progress() -> None:
+    calls, released = BoundedCalls(2), threading.Event()
+    assert calls.is_idle_within(0)
+    with pytest.raises(BudgetExceeded):
+        calls.call(released.wait, budget_s=0.01)
+    assert not calls.is_idle_within(0.01)
+    released.set()
+    assert calls.is_idle_within(10)
+    assert [calls.call(lambda: 7, budget_s=10) for _ in range(3)] == [7] * 3
