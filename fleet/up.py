@@ -1,10 +1,10 @@
 """The composition of a fleet: services, migrations, workers, in this order.
 
-    try:
-        with running_fleet(load_settings()) as fleet:   # everything is ready
-            fleet.wait()
-    except KeyboardInterrupt:                           # Ctrl-C, SIGTERM or SIGHUP, at any time
-        pass                                            # everything has been stopped
+    with running_fleet(load_settings()) as fleet:   # returns when everything is ready
+        fleet.wait()                                # until Ctrl-C, SIGTERM or SIGHUP
+                                                    # here everything has been stopped
+
+An interruption anywhere but in `wait` leaves the block as KeyboardInterrupt, after the same stop.
 
 A thread of its own supervises, so that the caller's thread is free for work (the demo) and its
 interruption never leaves a child half-started.
@@ -16,7 +16,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 
@@ -67,8 +67,9 @@ class Fleet:
         self.ended = threading.Event()
 
     def wait(self) -> None:
-        """Block until KeyboardInterrupt, or raise what ended the supervision."""
-        self.ended.wait()
+        """Return when the user interrupts; raise what ended the supervision, if anything does."""
+        with suppress(KeyboardInterrupt):
+            self.ended.wait()
         self.raise_failure()
 
     def raise_failure(self) -> None:

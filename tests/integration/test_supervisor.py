@@ -108,7 +108,7 @@ def stubs_process(
 ) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-W", "error", stubs_path, str(home), *arguments],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **env},
+        env={**os.environ, "PYTHONPATH": str(PROJECT), **env},
         cwd="/",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -234,7 +234,7 @@ def test_ctrl_c_during_the_start_stops_what_was_started(
 ) -> None:
     given = {"NIRVANA_DATABASE_URL": database_url, "NIRVANA_S3_URL": s3_url}
     with stubs_process(home, given) as starting:
-        wait_until(lambda: (home / "fleet.json").exists())
+        wait_until(lambda: (home / "fleet.json").exists() or starting.poll() is not None)
         starting.send_signal(signal.SIGINT)
         output = starting.communicate(timeout=STOP_LIMIT_S)[0]
         assert output.removeprefix("READY\n") == "STOPPED\n"
