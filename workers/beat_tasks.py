@@ -208,7 +208,9 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
     settings = process.settings
 
     def periodic(name: str, work: Callable[[], dict[str, Any]]) -> None:
-        app.task(name=name, send_events=False, ignore_result=True)(lambda: _logged(name, work))
+        @app.task(name=name, send_events=False, ignore_result=True)  # type: ignore[untyped-decorator]
+        def periodic_task() -> dict[str, Any]:
+            return _logged(name, work)
 
     periodic(RESCUE_TASK, lambda: asdict(process.rescuer.run()))
     periodic(ANNOUNCE_TASK, lambda: {"announced": _announce_due(process)})

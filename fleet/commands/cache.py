@@ -24,6 +24,8 @@ from fleet.errors import NotRunningError
 from fleet.home import connection_environment
 from fleet.settings import load_settings
 
+app = typer.Typer(name="cache", help="Look into the cache; evict; sweep.")
+
 RepairOption = Annotated[bool, typer.Option(help="Remove what is found, too.")]
 
 
@@ -34,6 +36,7 @@ class _Opened:
     objects: S3Objects
 
 
+@app.command()
 def stats(as_json: JsonOption = False) -> None:
     """Show what the cache holds, and the steps it has saved."""
     output = Output(as_json=as_json)
@@ -49,6 +52,7 @@ def stats(as_json: JsonOption = False) -> None:
     output.finish(asdict(found))
 
 
+@app.command()
 def evict(as_json: JsonOption = False) -> None:
     """Evict now what beat would evict at its next run."""
     output = Output(as_json=as_json)
@@ -61,6 +65,7 @@ def evict(as_json: JsonOption = False) -> None:
     output.finish(asdict(report))
 
 
+@app.command()
 def sweep(repair: RepairOption = False, as_json: JsonOption = False) -> None:
     """Look for objects without rows and rows without objects."""
     output = Output(as_json=as_json)

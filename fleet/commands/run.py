@@ -22,6 +22,8 @@ from fleet.settings import load_settings
 from fleet.supervisor import FleetEvent
 from fleet.up import running_fleet
 
+app = typer.Typer()
+
 _MARKS = {"ready": "[green]ready[/]", "died": "[red]died[/]", "restarting": "[yellow]restarting[/]"}
 
 
@@ -32,6 +34,7 @@ class WorkerKind(StrEnum):
     IO = "io"
 
 
+@app.command(rich_help_panel="This machine")
 def up(as_json: JsonOption = False) -> None:
     """Start everything on this machine and keep it running; Ctrl-C stops it in order."""
     output = Output(as_json=as_json)
@@ -50,6 +53,7 @@ def up(as_json: JsonOption = False) -> None:
     output.finish({"status": "stopped", "home": str(settings.home)})
 
 
+@app.command(rich_help_panel="This machine")
 def down(as_json: JsonOption = False) -> None:
     """Stop the fleet that runs on this machine."""
     output = Output(as_json=as_json)
@@ -58,6 +62,7 @@ def down(as_json: JsonOption = False) -> None:
     output.finish({"stopped": stopped})
 
 
+@app.command(rich_help_panel="This machine")
 def ps(as_json: JsonOption = False) -> None:
     """Show what runs on this machine, and where."""
     output = Output(as_json=as_json)
@@ -71,6 +76,7 @@ def ps(as_json: JsonOption = False) -> None:
     output.finish(_record_as_json(home, found.record))
 
 
+@app.command(rich_help_panel="This machine")
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the contact sheet; made where it is missing.")
@@ -95,6 +101,7 @@ def demo(
     output.finish(demo.summary.to_json(contact_sheet=demo.contact_sheet, elapsed_s=demo.elapsed_s))
 
 
+@app.command(rich_help_panel="Parts, one process each")
 def worker(
     kind: Annotated[WorkerKind, typer.Argument(help="gpu: draws images; io: everything else.")],
 ) -> None:
@@ -105,6 +112,7 @@ def worker(
     raise typer.Exit(run())
 
 
+@app.command(rich_help_panel="Parts, one process each")
 def beat() -> None:
     """Send the periodic tasks; exactly one process of a fleet does."""
     from fleet import roles
@@ -112,6 +120,7 @@ def beat() -> None:
     roles.run_beat()
 
 
+@app.command(rich_help_panel="Parts, one process each")
 def flower(
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Instead of NIRVANA_FLOWER_PORT.")] = None,
@@ -125,6 +134,7 @@ def flower(
     roles.run_flower(address=address, port=port or settings.flower_port, settings=settings)
 
 
+@app.command(rich_help_panel="Parts, one process each")
 def migrate(as_json: JsonOption = False) -> None:
     """Bring database and bucket to what this version needs."""
     from fleet import roles

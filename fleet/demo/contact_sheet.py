@@ -16,10 +16,11 @@ _GAP: Final = 8
 _LABEL_HEIGHT: Final = 16
 _PROMPT_HEIGHT: Final = 48
 _MARGIN: Final = 24
-_TITLE_HEIGHT: Final = 64
+_TITLE_HEIGHT: Final = 88
 _CARD_WIDTH: Final = 3 * _TILE + 2 * _GAP
 _CARD_HEIGHT: Final = _PROMPT_HEIGHT + _LABEL_HEIGHT + _TILE
 _CARDS_PER_ROW: Final = 3
+_TITLE_CHARACTERS: Final = 110  # a line
 
 _INK, _QUIET, _ACCENT, _PAPER = "#1b1f24", "#6b7280", "#0b6e4f", "#ffffff"
 
@@ -45,7 +46,8 @@ def write_contact_sheet(path: Path, *, title: str, cards: Sequence[Card]) -> Non
     height = _TITLE_HEIGHT + num_rows * (_CARD_HEIGHT + _MARGIN) + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=ImageFont.load_default(22))
+    lines = "\n".join(textwrap.wrap(title, _TITLE_CHARACTERS))
+    draw.text((_MARGIN, _MARGIN), lines, fill=_INK, font=ImageFont.load_default(20))
     for number, card in enumerate(cards):
         row, column = divmod(number, _CARDS_PER_ROW)
         left = _MARGIN + column * (_CARD_WIDTH + _MARGIN)
@@ -60,8 +62,8 @@ def _draw_card(
     _draw_prompts(draw, card, left, top)
     tiles = (
         ("its source", card.source_png, _QUIET),
-        (f"reused: {card.k} of {card.steps_asked} steps skipped", card.reused_png, _ACCENT),
-        ("the same job uncached", card.uncached_png, _QUIET),
+        (f"{card.k} of {card.steps_asked} skipped", card.reused_png, _ACCENT),
+        ("uncached", card.uncached_png, _QUIET),
     )
     font = ImageFont.load_default(10)
     for number, (label, png, color) in enumerate(tiles):

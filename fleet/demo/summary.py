@@ -61,9 +61,9 @@ def job_table(comparisons: list[Comparison]) -> Table:
     """One row a prompt."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("user")
-    table.add_column("prompt")
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis")
     table.add_column("outcome")
-    for heading in ("k", "similarity", "seconds", "uncached"):
+    for heading in ("k", "similar", "seconds", "uncached"):
         table.add_column(heading, justify="right")
     for each in comparisons:
         table.add_row(*_row(each), style=None if each.is_hit else "dim")
