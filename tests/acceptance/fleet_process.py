@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -78,17 +79,26 @@ def nirvana(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProc
 
 
 @contextmanager
+def state_folder() -> Iterator[Path]:
+    """Yield a folder that PostgreSQL's user can pass also where the tests run as root."""
+    with tempfile.TemporaryDirectory(prefix="nirvana-test-") as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder) / "home"
+
+
+@contextmanager
 def running(home: Path, **settings: str) -> Iterator[FleetProcess]:
     """Start a fleet in `home` and stop it at the end, however the block ends."""
     env = {**os.environ, "NIRVANA_HOME": str(home), "NIRVANA_FLOWER_PORT": "0", **settings}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fleet.cli", "up"],
-        env=env,
-        cwd=PROJECT,
-        stdout=(home.parent / "up.log").open("ab"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with (home.parent / "up.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fleet.cli", "up"],
+            env=env,
+            cwd=PROJECT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     fleet = FleetProcess(home=home, process=process, env=env)
     try:
         wait_until(lambda: fleet.is_ready() or process.poll() is not None, START_TIMEOUT_S)

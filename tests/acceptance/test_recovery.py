@@ -21,6 +21,7 @@ from tests.acceptance.fleet_process import (
     Receiver,
     receiving,
     running,
+    state_folder,
     wait_until,
 )
 
@@ -37,15 +38,13 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
-    folder = tmp_path_factory.mktemp("fleet")
-    folder.chmod(0o711)
+def fleet() -> Iterator[FleetProcess]:
     settings = {
         "NIRVANA_WEBHOOK_ALLOW_PRIVATE_ADDRESSES": "true",
         "NIRVANA_LEASE_S": str(LEASE_S),
         "NIRVANA_RESEND_GRACE_S": "3",
     }
-    with running(folder / "home", **settings) as process:
+    with state_folder() as home, running(home, **settings) as process:
         yield process
 
 
