@@ -28,6 +28,13 @@ def _check_s3_port(port: int) -> int:
     return port
 
 
+def _absolute(folder: Path) -> Path:
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError("this account has no home directory; name a folder") from error
+
+
 def _default_home() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/nirvana")
@@ -45,7 +52,7 @@ class FleetSettings(BaseSettings):
         env_prefix="NIRVANA_", frozen=True, extra="ignore", env_ignore_empty=True
     )
 
-    home: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
+    home: Annotated[Path, AfterValidator(_absolute)] = Field(
         default_factory=_default_home, validate_default=True
     )
     """State folder: data, passwords, logs. /var/lib/nirvana for root."""

@@ -7,14 +7,24 @@ import pwd
 import stat
 from pathlib import Path
 
+from fleet.errors import FleetError
 from fleet.program import User
 
 
 def unprivileged_user() -> User | None:
-    """Account for servers that refuse root: `nobody` if we are root, else None (ourselves)."""
+    """Account for servers that refuse root: `nobody` if we are root, else None (ourselves).
+
+    Raises FleetError where there is no such account.
+    """
     if os.geteuid() != 0:
         return None
-    entry = pwd.getpwnam("nobody")
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError as error:
+        raise FleetError(
+            "PostgreSQL refuses root, and there is no user nobody to run it: "
+            "run as an unprivileged user, or set NIRVANA_DATABASE_URL"
+        ) from error
     return User(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
 
 

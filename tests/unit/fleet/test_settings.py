@@ -22,6 +22,12 @@ def test_the_home_follows_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().home == Path("/home/ada/fleet")
 
 
+def test_an_account_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIRVANA_HOME", "~nobody-of-this-name/fleet")
+    with pytest.raises(SettingError, match="^NIRVANA_HOME: .*name a folder"):
+        load_settings()
+
+
 def test_an_empty_variable_is_unset_and_an_argument_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIRVANA_BROKER_URL", "")
     monkeypatch.setenv("NIRVANA_FLOWER_PORT", "5556")
