@@ -24,7 +24,7 @@ def test_the_home_follows_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_account_without_a_home_is_asked_for_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIRVANA_HOME", "~nobody-of-this-name/fleet")
-    with pytest.raises(SettingError, match="^NIRVANA_HOME: .*name a folder"):
+    with pytest.raises(SettingError, match=r"^NIRVANA_HOME: .*name a folder"):
         load_settings()
 
 
