@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 import typer
 
-from fleet.commands.console import OUR_PACKAGES, CommandFailed, UsageProblem, report
+from fleet.commands.console import INTERRUPTED, OUR_PACKAGES, CommandFailed, UsageProblem, report
 
 _PROGRAM: Final = "nirvana"
 _HELP: Final = "Text-to-image serving from a queue, with approximate caching of diffusion states."
@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_debug = "--debug" in options or bool(os.environ.get("NIRVANA_DEBUG"))
     try:
         result = _run(given, name)
+        if result == INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the boundary to the user
         shown = _missing_extra(error, name) or error
         command = f"{_PROGRAM} {name}" if name in COMMANDS else _PROGRAM

