@@ -16,10 +16,10 @@ from typing import Self
 
 from sqlalchemy import Engine
 
-from cache import index
+from cache import scopes
 from cache.budget import BoundedCalls
 from cache.database import connect, transaction
-from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, embedding_text
+from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, Sharing, embedding_text
 from cache.errors import CacheError
 from cache.lookup import Found, Lookup, miss_reason
 from cache.objects import ObjectStore, S3Objects
@@ -102,8 +102,11 @@ class ApproximateCache:
         """
         known = self._scopes.get(spec)
         if known is None:
+            if self._settings.cache_sharing is Sharing.NAMESPACE:
+                with transaction(self._writer) as connection:
+                    scopes.ensure_nearest_index(connection, spec.embedding_dimension)
             with transaction(self._writer) as connection:
-                known = index.register(
+                known = scopes.register(
                     connection,
                     spec,
                     sharing=self._settings.cache_sharing,

@@ -1,43 +1,15 @@
-"""Find the best state for a prompt, and put new ones in: scopes, prompts and states as rows."""
+"""Find the best state for a prompt, and put new ones in."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 
 from sqlalchemy import Connection, TextClause, text
 
-from cache.entry import Hit, PromptRow, Scope, ScopeSpec, Sharing, StateKind
+from cache.entry import Hit, PromptRow, Scope, Sharing, StateKind
 from cache.removal import lock_states, remove_states
-from cache.selector import Allowance, Selector
-
-INDEX_LOCK_ID = 0x6E697277  # beside the migrations' own
-
-_REGISTER_NAMESPACE = text("""
-    INSERT INTO namespaces (namespace)
-    VALUES (:namespace)
-        ON CONFLICT (namespace) DO NOTHING
-""")
-
-_REGISTER_SCOPE = text("""
-    INSERT INTO scopes (fingerprint, namespace, spec, embedder, embedding_dimension,
-                        num_inference_steps, state_kind, k_set, thresholds_version)
-    VALUES (:fingerprint, :namespace, CAST(:spec AS jsonb), :embedder, :embedding_dimension,
-            :num_inference_steps, :state_kind, :k_set, :thresholds_version)
-        ON CONFLICT (fingerprint) DO UPDATE
-       SET state_kind = excluded.state_kind,
-           k_set = excluded.k_set,
-           thresholds_version = excluded.thresholds_version
-    RETURNING id
-""")
-
-_RECORD_SPEED = text("""
-    UPDATE scopes
-       SET seconds_per_step = COALESCE(0.9 * seconds_per_step + 0.1 * :seconds, :seconds)
-     WHERE id = :scope_id
-""")
+from cache.selector import Allowance
 
 _INSERT_PROMPT = text("""
     INSERT INTO cached_prompts (scope_id, owner, is_shared, embedding, prompt_hash,
@@ -129,40 +101,6 @@ _NEAREST_IN_NAMESPACE = """
           LIMIT :neighbours
 """
 
-_CREATE_NEAREST_INDEX = """
-    CREATE INDEX IF NOT EXISTS ix_cached_prompts_nearest_{dimension}
-        ON cached_prompts
-     USING hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops)
-     WHERE is_shared AND vector_dims(embedding) = {dimension}
-"""
-
-
-def register(
-    connection: Connection,
-    spec: ScopeSpec,
-    *,
-    sharing: Sharing,
-    state_kind: StateKind,
-    selector: Selector,
-) -> Scope:
-    """Get or create the scope's row; under namespace sharing also the index of its dimension."""
-    connection.execute(_REGISTER_NAMESPACE, {"namespace": spec.namespace})
-    row = {
-        "fingerprint": spec.fingerprint,
-        "namespace": spec.namespace,
-        "spec": json.dumps(asdict(spec)),
-        "embedder": spec.embedder,
-        "embedding_dimension": spec.embedding_dimension,
-        "num_inference_steps": spec.num_inference_steps,
-        "state_kind": state_kind.value,
-        "k_set": list(selector.k_set(spec.num_inference_steps)),
-        "thresholds_version": selector.thresholds.version,
-    }
-    scope_id = connection.execute(_REGISTER_SCOPE, row).scalar_one()
-    if sharing is Sharing.NAMESPACE:
-        _create_nearest_index(connection, spec.embedding_dimension)
-    return Scope(id=scope_id, spec=spec, sharing=sharing, state_kind=state_kind)
-
 
 def find(
     connection: Connection,
@@ -232,14 +170,3 @@ def replace(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
     old_ids = list(connection.execute(_STATES_OF_PROMPT, same).scalars())
     remove_states(connection, lock_states(connection, old_ids), now=prompt.created_at)
     return insert(connection, scope, prompt)
-
-
-def record_seconds_per_step(connection: Connection, scope_id: int, seconds: float) -> None:
-    """Take a measurement into the scope's moving average, which weighs its states' benefit."""
-    connection.execute(_RECORD_SPEED, {"scope_id": scope_id, "seconds": seconds})
-
-
-def _create_nearest_index(connection: Connection, dimension: int) -> None:
-    """Create the HNSW index of a dimension once; a lock, because IF NOT EXISTS alone can race."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": INDEX_LOCK_ID})
-    connection.execute(text(_CREATE_NEAREST_INDEX.format(dimension=int(dimension))))

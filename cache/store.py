@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import torch
 from sqlalchemy import Engine
 
-from cache import codec, index
+from cache import codec, index, scopes
 from cache.database import transaction
 from cache.entry import Embedding, PromptRow, Scope, StateKind, StateRow, embedding_text
 from cache.errors import CacheError, ObjectStoreError, StoreTooSlow
@@ -67,7 +67,7 @@ class Store:
         # Where this fails the commit may yet have happened, so the objects stay for the sweep.
         with transaction(self.writer) as connection:
             if entry.seconds_per_step is not None:
-                index.record_seconds_per_step(connection, scope.id, entry.seconds_per_step)
+                scopes.record_seconds_per_step(connection, scope.id, entry.seconds_per_step)
             write = index.replace if is_refresh else index.insert
             return write(connection, scope, prompt)
 

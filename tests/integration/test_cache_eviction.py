@@ -23,7 +23,10 @@ from cache.entry import PromptRow, Scope, Sharing, StateKind, StateRow, embeddin
 from cache.errors import ObjectStoreError
 from cache.eviction import EvictionReport, clear, evict
 from cache.lookup import Found
+from cache.objects import ObjectStore, S3Objects
 from cache.policies import choose_victims
+from cache.scopes import record_seconds_per_step
+from cache.scopes import register as register_scope
 from cache.selector import Selector
 from cache.settings import CacheSettings, Policy
 from cache.stats import cache_stats
@@ -77,7 +80,7 @@ def objects() -> MemoryObjects:
 
 def register(engine: Engine, namespace: str = "default", **changes: Any) -> Scope:
     with transaction(engine) as connection:
-        return index.register(
+        return register_scope(
             connection,
             spec(namespace=namespace, **changes),
             sharing=Sharing.USER,
@@ -219,7 +222,7 @@ def test_the_victims_are_those_of_the_policy(
     scopes = [register(engine, scheduler=f"s{number}") for number in range(2)]
     with transaction(engine) as connection:
         for scope, speed in zip(scopes, SPEEDS, strict=True):
-            index.record_seconds_per_step(connection, scope.id, speed)
+            record_seconds_per_step(connection, scope.id, speed)
     model, clock = Model(policy=policy), Clock()
     for action, number, detail in trace:
         now = clock.advance(1)
@@ -322,8 +325,8 @@ def test_scopes_compare_by_the_gpu_time_that_a_byte_saves(
 ) -> None:
     slow, fast = register(engine, model="slow"), register(engine, model="fast")
     with transaction(engine) as connection:
-        index.record_seconds_per_step(connection, slow.id, 2.0)
-        index.record_seconds_per_step(connection, fast.id, 0.1)
+        record_seconds_per_step(connection, slow.id, 2.0)
+        record_seconds_per_step(connection, fast.id, 0.1)
     insert(engine, slow, [(5, 100)])
     insert(engine, fast, [(25, 100)])
     evict(engine, MemoryObjects(), with_capacity(database_url, 100), now=START)
@@ -524,15 +527,19 @@ def churn(
     return [threading.Thread(target=run, args=(action, seed)) for seed, action in enumerate(work)]
 
 
+@pytest.mark.parametrize(("server", "rounds"), [("memory", 40), ("s3", 12)])
 def test_nothing_is_lost_or_leaked_by_lookups_stores_uses_and_evictions_together(
-    engine: Engine, database_url: str, objects: MemoryObjects
+    request: pytest.FixtureRequest, engine: Engine, database_url: str, server: str, rounds: int
 ) -> None:
+    objects: ObjectStore = MemoryObjects()
+    if server == "s3":
+        objects = S3Objects.from_url(request.getfixturevalue("s3_url"))
     clock, errors = Clock(), list[BaseException]()
     changes: dict[str, Any] = {"cache_uses_batch": 4, "cache_uses_flush_s": 0.05}
     with running_cache(database_url, objects, clock=clock, **changes) as cache:
         scope = cache.scope(spec())
         cache.store(scope, entry(owner="u0"))
-        num_bytes = len(next(iter(objects.stored.values()))[0])
+        num_bytes = next(objects.list("states/")).num_bytes
         chosen = with_capacity(database_url, 40 * num_bytes, cache_evict_batch=7)
         owners = [f"u{number}" for number in range(6)]
         numbers = itertools.count()
@@ -558,7 +565,7 @@ def test_nothing_is_lost_or_leaked_by_lookups_stores_uses_and_evictions_together
             sweep(engine, objects, now=datetime.now(UTC), repair=True)
 
         work = [store, store, find, find, clean, clean, repair]
-        threads = churn(work, rounds=40, errors=errors)
+        threads = churn(work, rounds=rounds, errors=errors)
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from cache import index
+from cache import index, scopes
 from cache.database import connect, transaction
 from cache.entry import Hit, PromptRow, Scope, Sharing, StateKind, StateRow, embedding_text
 from cache.selector import Selector
@@ -36,7 +36,10 @@ def reader(database_url: str, engine: Engine) -> Iterator[Engine]:
 
 def register(engine: Engine, sharing: Sharing, **changes: Any) -> Scope:
     with transaction(engine) as connection:
-        return index.register(
+        if sharing is Sharing.NAMESPACE:
+            dimension = changes.get("embedding_dimension", DIMENSION)
+            scopes.ensure_nearest_index(connection, dimension)
+        return scopes.register(
             connection,
             spec(**{"embedding_dimension": DIMENSION, **changes}),
             sharing=sharing,

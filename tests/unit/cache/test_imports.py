@@ -13,6 +13,7 @@ TORCH_FREE = [
     "cache.objects",
     "cache.policies",
     "cache.removal",
+    "cache.scopes",
     "cache.selector",
     "cache.settings",
     "cache.stats",

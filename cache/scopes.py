@@ -1,0 +1,90 @@
+"""Scopes as rows, and the index that lookups in a shared namespace need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from sqlalchemy import Connection, text
+
+from cache.entry import Scope, ScopeSpec, Sharing, StateKind
+from cache.selector import Selector
+
+INDEX_LOCK_ID = 0x6E697277  # beside the migrations' own
+
+_REGISTER_NAMESPACE = text("""
+    INSERT INTO namespaces (namespace)
+    VALUES (:namespace)
+        ON CONFLICT (namespace) DO NOTHING
+""")
+
+_REGISTER_SCOPE = text("""
+    INSERT INTO scopes (fingerprint, namespace, spec, embedder, embedding_dimension,
+                        num_inference_steps, state_kind, k_set, thresholds_version)
+    VALUES (:fingerprint, :namespace, CAST(:spec AS jsonb), :embedder, :embedding_dimension,
+            :num_inference_steps, :state_kind, :k_set, :thresholds_version)
+        ON CONFLICT (fingerprint) DO UPDATE
+       SET state_kind = excluded.state_kind,
+           k_set = excluded.k_set,
+           thresholds_version = excluded.thresholds_version
+    RETURNING id
+""")
+
+_RECORD_SPEED = text("""
+    UPDATE scopes
+       SET seconds_per_step = COALESCE(0.9 * seconds_per_step + 0.1 * :seconds, :seconds)
+     WHERE id = :scope_id
+""")
+
+_NEAREST_INDEX_EXISTS = text("SELECT to_regclass(:name) IS NOT NULL")
+
+_CREATE_NEAREST_INDEX = """
+    CREATE INDEX IF NOT EXISTS ix_cached_prompts_nearest_{dimension}
+        ON cached_prompts
+     USING hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops)
+     WHERE is_shared AND vector_dims(embedding) = {dimension}
+"""
+
+
+def register(
+    connection: Connection,
+    spec: ScopeSpec,
+    *,
+    sharing: Sharing,
+    state_kind: StateKind,
+    selector: Selector,
+) -> Scope:
+    """Get or create the scope's row, and its namespace's."""
+    connection.execute(_REGISTER_NAMESPACE, {"namespace": spec.namespace})
+    row = {
+        "fingerprint": spec.fingerprint,
+        "namespace": spec.namespace,
+        "spec": json.dumps(asdict(spec)),
+        "embedder": spec.embedder,
+        "embedding_dimension": spec.embedding_dimension,
+        "num_inference_steps": spec.num_inference_steps,
+        "state_kind": state_kind.value,
+        "k_set": list(selector.k_set(spec.num_inference_steps)),
+        "thresholds_version": selector.thresholds.version,
+    }
+    scope_id = connection.execute(_REGISTER_SCOPE, row).scalar_one()
+    return Scope(id=scope_id, spec=spec, sharing=sharing, state_kind=state_kind)
+
+
+def record_seconds_per_step(connection: Connection, scope_id: int, seconds: float) -> None:
+    """Take a measurement into the scope's moving average, which weighs its states' benefit."""
+    connection.execute(_RECORD_SPEED, {"scope_id": scope_id, "seconds": seconds})
+
+
+def ensure_nearest_index(connection: Connection, dimension: int) -> None:
+    """Create the HNSW index of a dimension once, in a transaction of its own.
+
+    Building it keeps writers out of `cached_prompts`; no other lock may be held meanwhile. With
+    the first shared scope of a dimension there is nothing to put into it yet.
+    """
+    name = f"ix_cached_prompts_nearest_{int(dimension)}"
+    if connection.execute(_NEAREST_INDEX_EXISTS, {"name": name}).scalar_one():
+        return
+    # IF NOT EXISTS alone fails where two create it at the same moment.
+    connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": INDEX_LOCK_ID})
+    connection.execute(text(_CREATE_NEAREST_INDEX.format(dimension=int(dimension))))
