@@ -49,12 +49,12 @@ def end_children(children: Sequence[ChildRecord], *, grace_s: float = 4.0) -> li
     left = {child.name: _family(child.process) for child in children if child.process}
     for child in children:
         _signal(left.get(child.name, []), child.stop_signal)
-    deadline = time.monotonic() + grace_s
+    _wait_gone([process for family in left.values() for process in family], grace_s)
+    limit = time.monotonic() + KILL_LIMIT_S
+    # Again and again: who is killed last may have started another meanwhile.
     while alive := [p for child in children if child.process for p in _family(child.process)]:
-        if time.monotonic() > deadline:
-            # Again and again: who is killed last may have started another meanwhile.
-            _signal(alive, signal.SIGKILL)
-        if time.monotonic() > deadline + KILL_LIMIT_S:
+        _signal(alive, signal.SIGKILL)
+        if time.monotonic() > limit:
             pids = ", ".join(str(process.pid) for process in alive)
             raise FleetError(f"processes {pids}, left by an earlier run, cannot be killed")
         time.sleep(POLL_S)
@@ -104,6 +104,12 @@ def _signal(processes: Sequence[psutil.Process], signum: int) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signum)
+
+
+def _wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while any(_is_running(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def _is_running(process: psutil.Process) -> bool:
