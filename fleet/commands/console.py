@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TextIO
 
 import typer
 from rich.console import Console
@@ -22,6 +22,8 @@ from rich.console import Console
 FAILED: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
+
+_PIPE_WIDTH: Final = 200
 
 OUR_PACKAGES: Final = (
     "cache",
@@ -58,13 +60,19 @@ class Output:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.is_json = as_json
-        self.rich = Console(stderr=as_json, highlight=False)
-        self.notes = Console(stderr=True, highlight=False)  #: progress, hints: never the answer
+        self.rich = _console(sys.stderr if as_json else sys.stdout)
+        self.notes = _console(sys.stderr)  #: progress, hints: never the answer
 
     def finish(self, answer: Mapping[str, Any]) -> None:
         """Print the JSON object, if one is asked for."""
         if self.is_json:
             print_json(answer)
+
+
+def _console(stream: TextIO) -> Console:
+    """Fit a terminal; in a file or a pipe nothing is cut to its 80 columns."""
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False)
 
 
 def print_json(answer: Mapping[str, Any]) -> None:

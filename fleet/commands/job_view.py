@@ -62,16 +62,22 @@ def follow(
 
 
 def show_finished(jobs: Sequence[FinishedJob], output: Output) -> None:
-    """Print one row a job."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("job")
-    table.add_column("outcome")
+    """Print one row a job, and below them the images' paths and what went wrong."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for name in ("job", "outcome"):
+        table.add_column(name, no_wrap=True)
     for name in ("k", "similarity", "steps", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("image", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     for finished in jobs:
         table.add_row(*_row(finished))
     output.rich.print(table)
+    for finished in jobs:
+        if finished.image_path is not None:
+            output.rich.print(Text(str(finished.image_path)), soft_wrap=True)
+        error = finished.result.error
+        if error is not None:
+            words = f"{finished.result.job_id} failed: {error.code}: {error.message}"
+            output.rich.print(Text(words), soft_wrap=True)
 
 
 def show_status(trace: Trace, output: Output, *, position: str) -> None:
@@ -118,21 +124,12 @@ def _row(finished: FinishedJob) -> list[Text]:
         "-" if similarity is None else f"{similarity:.3f}",
         "-" if steps is None else f"{steps.run}/{steps.asked}",
         "-" if seconds is None else f"{seconds:.2f}",
-        _image_text(finished),
     ]
-    styles = ["", _STYLES.get(cells[1], ""), "", "", "", "", ""]
+    styles = ["", _STYLES.get(cells[1], ""), "", "", "", ""]
     return [Text(cell, style=style) for cell, style in zip(cells, styles, strict=True)]
 
 
 _STYLES: Final = {"hit": "green", "failed": "red", "cancelled": "yellow"}
-
-
-def _image_text(finished: FinishedJob) -> str:
-    if finished.result.error is not None:
-        return f"{finished.result.error.code}: {finished.result.error.message}"
-    if finished.image_path is not None:
-        return str(finished.image_path)
-    return finished.result.image.key if finished.result.image is not None else "-"
 
 
 def _progress_bar(output: Output) -> Progress:

@@ -156,7 +156,8 @@ def _submit(
             output.finish({"jobs": [{"job_id": i, "status": "submitted"} for i in job_ids]})
             return 0
         # Whoever interrupts the wait can come back to it.
-        output.notes.print("submitted", " ".join(job_ids))
+        for job_id in job_ids:
+            output.notes.print("submitted", job_id)
         finished = _finish(client, job_ids, output, files, timeout_s)
     output.finish({"jobs": [as_json(job) for job in finished]})
     return 0 if all(job.result.status is Status.SUCCEEDED for job in finished) else FAILED
