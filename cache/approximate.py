@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self
 
@@ -124,9 +126,12 @@ class ApproximateCache:
         Never raises, and never takes longer than `cache_budget_s` and a few milliseconds. Counts
         no use: say so with `count_use` once the latents were used.
         """
+        started = time.monotonic()
         outcome: Found | Miss = Miss(reason=MissReason.INTERNAL)
         with self._never_failing("lookup failed"):
             outcome = self._find(scope, embedding, owner)
+        if isinstance(outcome, Miss):
+            outcome = replace(outcome, lookup_s=time.monotonic() - started)
         self._count("hit" if isinstance(outcome, Found) else f"miss_{outcome.reason}")
         return outcome
 

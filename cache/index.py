@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from sqlalchemy import Connection, TextClause, text
 
@@ -131,9 +132,14 @@ def find(
 
 def find_statement(scope: Scope) -> TextClause:
     """The lookup's SQL for the scope's sharing and dimension."""
+    return _find_statement(scope.sharing, scope.spec.embedding_dimension)
+
+
+@lru_cache
+def _find_statement(sharing: Sharing, dimension: int) -> TextClause:
     nearest = _NEAREST_OF_OWNER
-    if scope.sharing is Sharing.NAMESPACE:
-        nearest = _NEAREST_IN_NAMESPACE.format(dimension=scope.spec.embedding_dimension)
+    if sharing is Sharing.NAMESPACE:
+        nearest = _NEAREST_IN_NAMESPACE.format(dimension=int(dimension))
     return text(_FIND.format(nearest=nearest.strip()))
 
 

@@ -30,9 +30,14 @@ class Policy(StrEnum):
 class CacheSettings(BaseSettings):
     """What the cache needs to know; `load` names the variable in its error."""
 
-    # Inputs are hidden because two of them hold passwords.
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, hide_input_in_errors=True, extra="ignore"
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="ignore",
+        # compose passes what is not set as an empty string.
+        env_ignore_empty=True,
+        # Two of them hold passwords.
+        hide_input_in_errors=True,
     )
 
     #: postgresql://user:password@host:port/database

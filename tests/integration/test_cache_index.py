@@ -176,7 +176,7 @@ def test_under_user_sharing_the_lookup_goes_by_scope_and_owner(
 
 def test_under_namespace_sharing_the_lookup_goes_by_hnsw(engine: Engine, reader: Engine) -> None:
     scope = register(engine, Sharing.NAMESPACE)
-    fill(engine, scope, vectors(random.Random(0), 3_000), owner="ann")
+    fill(engine, scope, vectors(random.Random(0), 1_000), owner="ann")
     analyze(engine)
     plan = explain(reader, scope, owner="bob")
     assert "ix_cached_prompts_nearest_16" in plan, plan

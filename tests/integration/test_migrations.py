@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, Engine, MetaData, text
+from sqlalchemy import Connection, Engine, MetaData, make_url, text
 
 from cache.database import check, connect, transaction
 from cache.errors import DatabaseTooOld, DatabaseUnreachable, InvalidUrl

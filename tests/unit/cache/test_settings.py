@@ -54,7 +54,7 @@ def test_passwords_are_not_shown() -> None:
         ("NIRVANA_CACHE_POLICY", "random", "'lcbfu-aged', 'lru'"),
         ("NIRVANA_CACHE_SHARING", "world", "'user' or 'namespace'"),
         ("NIRVANA_CACHE_STATE_KIND", "both", "'intermediate' or 'final'"),
-        ("NIRVANA_CACHE_K_FRACTIONS", "", "between 0 and 1"),
+        ("NIRVANA_CACHE_K_FRACTIONS", ",", "between 0 and 1"),
         ("NIRVANA_CACHE_K_FRACTIONS", "0.1,1.5", "between 0 and 1"),
         ("NIRVANA_CACHE_K_FRACTIONS", "0.1,half", "valid number"),
         ("NIRVANA_CACHE_K_FRACTIONS", "0.1,nan", "between 0 and 1"),
@@ -76,3 +76,8 @@ def test_a_missing_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIRVANA_S3_URL")
     with pytest.raises(SettingsInvalid, match="NIRVANA_S3_URL: is required"):
         CacheSettings.load()
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIRVANA_CACHE_TTL_S", "")
+    assert CacheSettings.load().cache_ttl_s is None
