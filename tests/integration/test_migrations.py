@@ -152,6 +152,13 @@ def test_an_unreachable_database_is_named_without_its_password() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_wrong_password_is_said_and_not_shown(database_url: str) -> None:
+    url = make_url(database_url).set(password="hunter2")
+    with pytest.raises(DatabaseUnreachable, match="password authentication failed") as caught:
+        migrate.upgrade(url.render_as_string(hide_password=False))
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "url", ["", "hunter2", "mysql://a:hunter2@b/c", "postgresql://x:hunter2@h"]
 )
