@@ -43,7 +43,7 @@ def _fleet(summary: str) -> Command:
 
 def _part(summary: str, extra: str) -> Command:
     return Command(
-        summary=summary, module="fleet.commands.run", panel="Parts, one process each", extra=extra
+        summary=summary, module="fleet.commands.parts", panel="Parts, one process each", extra=extra
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Self, overload
 
 from producer.broker import naming_broker, open_app, open_connection
 from producer.contract import Status
-from producer.errors import ImageUnavailable, UnknownJob, WaitTimeout
+from producer.errors import BrokerUnavailable, ImageUnavailable, UnknownJob, WaitTimeout
 from producer.images import download_image
 from producer.models import ModelTable, ServedModel
 from producer.position import Position, find_position
@@ -38,8 +38,9 @@ from producer.submission import (
 from producer.trace import Trace, Traces
 
 POLL_MIN_S: Final = 0.02
-POLL_MAX_S: Final = 0.25
+POLL_MAX_S: Final = 0.1
 POLL_GROWTH: Final = 1.3
+RESTART_PATIENCE_S: Final = 30.0  # with a broker that answered before
 
 # Together under 10 s for a broker that is away, whether it refuses or says nothing.
 _CONNECT_TIMEOUT_S: Final = 3.0
@@ -172,10 +173,20 @@ class Client:
         on_submitted(handle)
         return handle
 
-    def status(self, job_id: JobId) -> Trace:
-        """Tell all that is known of a job now; raises UnknownJob."""
-        with naming_broker(self._broker_url):
-            return self._traces.read(_checked(job_id))
+    def status(self, job_id: JobId, *, patience_s: float = 0.0) -> Trace:
+        """Tell all that is known of a job now; raises UnknownJob.
+
+        A broker that is away is waited for, at most `patience_s`: it may be restarting.
+        """
+        give_up_at = time.monotonic() + patience_s
+        while True:
+            try:
+                with naming_broker(self._broker_url):
+                    return self._traces.read(_checked(job_id))
+            except BrokerUnavailable:
+                if time.monotonic() >= give_up_at:
+                    raise
+            time.sleep(POLL_MAX_S)
 
     def result(self, job_id: JobId) -> JobResult | None:
         """Tell what came of the job, however it ended; None before. Raises UnknownJob."""
@@ -195,13 +206,13 @@ class Client:
     def progress(self, job_id: JobId, timeout_s: float | None = None) -> Iterator[Trace]:
         """Yield the job now and at each change; the last one is terminal.
 
-        Raises UnknownJob, and WaitTimeout after `timeout_s`.
+        Outlasts a restart of the broker. Raises UnknownJob, and WaitTimeout after `timeout_s`.
         """
         give_up_at = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
         seen: Trace | None = None
         delay_s = POLL_MIN_S
         while True:
-            trace = self.status(job_id)
+            trace = self.status(job_id, patience_s=RESTART_PATIENCE_S if seen else 0.0)
             if trace != seen:
                 yield trace
                 seen, delay_s = trace, POLL_MIN_S

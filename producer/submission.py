@@ -99,17 +99,22 @@ def send(submission: Submission, traces: Traces, app: Celery, *, queue_length_ma
         length_max=queue_length_max,
     )
     if is_new:
-        app.send_task(
-            GENERATE_TASK,
-            args=[submission.job.to_wire()],
-            argsrepr=_shown(submission.job),
-            kwargsrepr="{}",
-            task_id=submission.job_id,
-            queue=submission.queue,
-            priority=submission.job.priority.celery_number,
-            serializer="json",
-        )
+        publish(app, submission.job_id, submission.job, queue=submission.queue)
     return is_new
+
+
+def publish(app: Celery, job_id: str, job: GenerationJob, *, queue: str) -> None:
+    """Send the message of a job that has a trace; raises what kombu raises."""
+    app.send_task(
+        GENERATE_TASK,
+        args=[job.to_wire()],
+        argsrepr=_shown(job),
+        kwargsrepr="{}",
+        task_id=job_id,
+        queue=queue,
+        priority=job.priority.celery_number,
+        serializer="json",
+    )
 
 
 def send_cancel(job_id: str, app: Celery) -> None:

@@ -65,7 +65,7 @@ class Admission:
             logger.warning("%s; the later one is dropped", error, extra={"job_id": task_id})
             return
         if is_new:
-            self._publisher.send_job(task_id, complete, queue=queue, priority=complete.priority)
+            self._publisher.send_job(task_id, complete, queue=queue)
 
     def _refuse(
         self, task_id: str, fields: object, queue: str, code: ErrorCode, message: str

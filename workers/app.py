@@ -15,11 +15,12 @@ from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from producer.broker import open_app
-from producer.contract import GENERATE_TASK, GenerationJob, Priority, Status
+from producer.contract import GenerationJob, Status
 from producer.errors import JobFailed
 from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE
 from producer.result import JobResult
 from producer.settings import ProducerSettings
+from producer.submission import publish
 from producer.trace import Progress
 from workers.errors import BrokerAway
 from workers.settings import WorkerSettings
@@ -81,15 +82,9 @@ class Publisher:
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send_job(self, job_id: str, job: GenerationJob, *, queue: str, priority: Priority) -> None:
-        """Publish a job that has a trace."""
-        self._app.send_task(
-            GENERATE_TASK,
-            args=[job.to_wire()],
-            task_id=job_id,
-            queue=queue,
-            priority=priority.celery_number,
-        )
+    def send_job(self, job_id: str, job: GenerationJob, *, queue: str) -> None:
+        """Publish a job that has a trace, again or for the first time."""
+        publish(self._app, job_id, job, queue=queue)
 
     def nudge_delivery(self, delivery_id: uuid.UUID | None) -> None:
         """Have a webhook sent now; if the broker is away, beat's sweep sends it."""

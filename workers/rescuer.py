@@ -85,9 +85,7 @@ class Rescuer:
         job_id = str(lapsed.job_id)
         logger.warning("worker of attempt %d is gone", lapsed.attempt, extra={"job_id": job_id})
         self._traces.mark_sent_again(job_id, expected=Status.RUNNING)
-        self._publisher.send_job(
-            job_id, lapsed.job, queue=lapsed.queue, priority=lapsed.job.priority
-        )
+        self._publisher.send_job(job_id, lapsed.job, queue=lapsed.queue)
         self._ledger.give_back(lapsed)
 
     def _give_up(self, lapsed: LapsedJob) -> bool:
@@ -114,10 +112,7 @@ class Rescuer:
         logger.warning("message lost, sent again", extra={"job_id": waiting.job_id})
         self._traces.mark_sent_again(waiting.job_id, expected=Status.SUBMITTED)
         self._publisher.send_job(
-            waiting.job_id,
-            GenerationJob.model_validate(trace.job),
-            queue=trace.queue,
-            priority=trace.priority,
+            waiting.job_id, GenerationJob.model_validate(trace.job), queue=trace.queue
         )
 
     def _expire(self, waiting: WaitingJob) -> bool:

@@ -15,48 +15,48 @@ class WorkerSettings(BaseSettings):
         env_prefix="NIRVANA_", frozen=True, extra="ignore", env_ignore_empty=True
     )
 
-    model: str = Field("small", pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
+    model: str = Field(default="small", pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
     """Slug under which jobs ask for the model."""
-    model_path: str = Field("models/small", min_length=1)
+    model_path: str = Field(default="models/small", min_length=1)
     """A diffusers folder, or a hub id."""
     device: str = "auto"
     """`auto` (CUDA where there is one), or a torch device."""
     latent_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto` is float32 on a CPU and float16 on a GPU."""
-    num_threads: int = Field(1, ge=1)
+    num_threads: int = Field(default=1, ge=1)
     """Of torch on a CPU: one is best for small batches of a small model."""
-    batch_size_max: int = Field(8, ge=1, le=256)
+    batch_size_max: int = Field(default=8, ge=1, le=256)
     """Jobs that share one forward pass."""
-    jobs_in_flight: int = Field(8, ge=1, le=256)
+    jobs_in_flight: int = Field(default=8, ge=1, le=256)
     """Jobs one GPU worker takes on at once: Celery's concurrency."""
-    image_size_max: int = Field(1_024, ge=8)
+    image_size_max: int = Field(default=1_024, ge=8)
     """Pixels; larger images are refused."""
 
-    lease_s: float = Field(8.0, ge=1)
+    lease_s: float = Field(default=8.0, ge=1)
     """A job whose worker gives no sign of life for this long may be taken over."""
-    heartbeat_s: float = Field(1.0, gt=0)
+    heartbeat_s: float = Field(default=1.0, gt=0)
     """How often a worker renews its leases and sees cancellations."""
-    attempts_max: int = Field(3, ge=1)
+    attempts_max: int = Field(default=3, ge=1)
     """Claims of one job before it fails as `attempts_exhausted`."""
-    resend_grace_s: float = Field(10.0, ge=0)
+    resend_grace_s: float = Field(default=10.0, ge=0)
     """How long a job may go unclaimed behind a claimed one before its message counts as lost."""
-    storage_patience_s: float = Field(120.0, ge=0)
+    storage_patience_s: float = Field(default=120.0, ge=0)
     """How long a job waits for a database or object store that is away."""
-    captures_waiting_max: int = Field(64, ge=1)
+    captures_waiting_max: int = Field(default=64, ge=1)
     """Entries waiting to be stored; when full, states are dropped, never jobs delayed."""
-    image_url_lifetime_s: int = Field(86_400, ge=60, le=7 * 86_400)
+    image_url_lifetime_s: int = Field(default=86_400, ge=60, le=7 * 86_400)
     """How long a signed image URL is good for."""
     public_s3_url: str | None = None
     """Scheme, host and port under which clients reach the object store, if another."""
 
-    webhook_secret: str | None = Field(None, pattern=r"^whsec_[A-Za-z0-9+/=]+$", repr=False)
+    webhook_secret: str | None = Field(default=None, pattern=r"^whsec_[A-Za-z0-9+/=]+$", repr=False)
     """Signs webhooks of jobs that give a url and name no secret."""
-    webhook_timeout_s: float = Field(15.0, gt=0, le=30)
+    webhook_timeout_s: float = Field(default=15.0, gt=0, le=30)
     webhook_allow_private_addresses: bool = False
     """Whether webhooks may go to private, loopback and link-local addresses."""
 
-    rescue_every_s: float = Field(2.0, gt=0)
-    evict_every_s: float = Field(10.0, gt=0)
-    deliver_every_s: float = Field(5.0, gt=0)
-    sweep_every_s: float = Field(3_600.0, gt=0)
-    announce_every_s: float = Field(5.0, gt=0)
+    rescue_every_s: float = Field(default=2.0, gt=0)
+    evict_every_s: float = Field(default=10.0, gt=0)
+    deliver_every_s: float = Field(default=5.0, gt=0)
+    sweep_every_s: float = Field(default=3_600.0, gt=0)
+    announce_every_s: float = Field(default=5.0, gt=0)

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleet.commands.console import Output
-from producer.client import Client
+from producer.client import RESTART_PATIENCE_S, Client
 from producer.contract import Status
 from producer.errors import WaitTimeout
 from producer.result import JobResult
@@ -58,7 +58,7 @@ def follow(
             if time.monotonic() > give_up_at:
                 raise WaitTimeout(waiting[0], timeout_s or 0.0, traces[waiting[0]].status)
             time.sleep(POLL_S)
-            traces.update({job_id: client.status(job_id) for job_id in waiting})
+            traces.update({j: client.status(j, patience_s=RESTART_PATIENCE_S) for j in waiting})
 
 
 def show_finished(jobs: Sequence[FinishedJob], output: Output) -> None:

@@ -1,4 +1,4 @@
-"""`nirvana up, down, ps, demo` and the parts of a fleet: `worker`, `beat`, `flower`, `migrate`."""
+"""`nirvana up, down, ps, demo`: a fleet on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fleet import control
-from fleet.commands.console import CommandFailed, JsonOption, Output, UsageProblem
+from fleet.commands.console import CommandFailed, JsonOption, Output
 from fleet.record import ChildRecord, FleetRecord, FlowerAddress
 from fleet.settings import load_settings
 from fleet.supervisor import FleetEvent
@@ -25,13 +24,6 @@ from fleet.up import running_fleet
 app = typer.Typer()
 
 _MARKS = {"ready": "[green]ready[/]", "died": "[red]died[/]", "restarting": "[yellow]restarting[/]"}
-
-
-class WorkerKind(StrEnum):
-    """Which worker."""
-
-    GPU = "gpu"
-    IO = "io"
 
 
 @app.command(rich_help_panel="This machine")
@@ -99,50 +91,6 @@ def demo(
     output.rich.print(f"\n[bold]{headline(demo.summary)}[/]")
     output.rich.print(f"Each hit beside its source and its uncached twin: {demo.contact_sheet}")
     output.finish(demo.summary.to_json(contact_sheet=demo.contact_sheet, elapsed_s=demo.elapsed_s))
-
-
-@app.command(rich_help_panel="Parts, one process each")
-def worker(
-    kind: Annotated[WorkerKind, typer.Argument(help="gpu: draws images; io: everything else.")],
-) -> None:
-    """Run one worker process in the foreground, as compose does."""
-    from fleet import roles
-
-    run = roles.run_gpu_worker if kind is WorkerKind.GPU else roles.run_io_worker
-    raise typer.Exit(run())
-
-
-@app.command(rich_help_panel="Parts, one process each")
-def beat() -> None:
-    """Send the periodic tasks; exactly one process of a fleet does."""
-    from fleet import roles
-
-    roles.run_beat()
-
-
-@app.command(rich_help_panel="Parts, one process each")
-def flower(
-    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Instead of NIRVANA_FLOWER_PORT.")] = None,
-) -> None:
-    """Show the jobs on Flower's page, behind NIRVANA_FLOWER_PASSWORD."""
-    from fleet import roles
-
-    settings = load_settings()
-    if settings.flower_password is None:
-        raise UsageProblem("NIRVANA_FLOWER_PASSWORD: is required, Flower shows every job")
-    roles.run_flower(address=address, port=port or settings.flower_port, settings=settings)
-
-
-@app.command(rich_help_panel="Parts, one process each")
-def migrate(as_json: JsonOption = False) -> None:
-    """Bring database and bucket to what this version needs."""
-    from fleet import roles
-
-    output = Output(as_json=as_json)
-    revision = roles.run_migrate()
-    output.rich.print(f"database is at revision {revision}; the bucket exists")
-    output.finish({"revision": revision})
 
 
 class EventPrinter:
