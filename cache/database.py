@@ -14,8 +14,15 @@ from cache.errors import BudgetExceeded, DatabaseTooOld, DatabaseUnreachable, In
 
 DRIVER = "postgresql+psycopg"
 PGVECTOR_MIN = "0.8.4"  # HNSW graphs are repaired correctly under churn from here on
-CONNECT_TIMEOUT_S = 2  # libpq's smallest
 
+# An address that answers no more is given up in seconds, not in hours.
+_GIVE_UP_SOON = {
+    "connect_timeout": 2,  # libpq's smallest
+    "tcp_user_timeout": 5_000,  # milliseconds
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 _SCHEMES = {"postgresql", "postgres", DRIVER}
 
 
@@ -63,14 +70,9 @@ def connect(
         isolation_level="AUTOCOMMIT" if is_reader else "READ COMMITTED",
         hide_parameters=True,
         connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_S,
+            **_GIVE_UP_SOON,
             "application_name": application_name,
             "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
-            # An address that answers no more is given up in seconds, not in hours.
-            "tcp_user_timeout": 5_000,
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
         },
     )
 
