@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ class FleetStatus:
     """What runs in a state folder."""
 
     is_running: bool
-    # None where nothing runs; what was left behind where the supervisor was killed.
+    # None where nothing runs, or all is only about to start; what was left behind where the
+    # supervisor was killed.
     record: FleetRecord | None
     # Programs that outlive a killed supervisor: the next `up`, or `down`, ends them.
     leftovers: tuple[str, ...] = ()
@@ -33,8 +35,10 @@ def status(folder: Path) -> FleetStatus:
     """What runs in the folder now; never raises for a folder that does not exist."""
     home = Home(folder)
     record = home.record()
-    if record is None or home.is_supervised():
-        return FleetStatus(is_running=record is not None, record=record)
+    if home.is_supervised():
+        return FleetStatus(is_running=True, record=record)
+    if record is None:
+        return FleetStatus(is_running=False, record=None)
     left = [c.name for c in record.children if c.process is not None and is_alive(c.process)]
     return FleetStatus(is_running=False, record=record, leftovers=tuple(left))
 
@@ -45,22 +49,23 @@ def stop(folder: Path) -> list[str]:
     Cleans up after a killed supervisor too. Raises NotRunningError if there was nothing to stop,
     FleetError if it did not end in time.
     """
-    home = Home(folder)
-    found = status(folder)
-    if found.record is None or not (found.is_running or found.leftovers):
+    home, found = Home(folder), status(folder)
+    if found.is_running:
+        _interrupt(home)
+        return [child.name for child in found.record.children] if found.record else []
+    if not found.leftovers:
         raise NotRunningError(folder)
-    if not found.is_running:
-        with home.locked():
-            return end_leftovers(home)
-    supervisor = found.record.supervisor
-    if is_alive(supervisor):
-        os.kill(supervisor.pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
+    with home.locked():
+        return end_leftovers(home)
+
+
+def _interrupt(home: Home) -> None:
+    pid, deadline = home.supervisor_pid(), time.monotonic() + STOP_TIMEOUT_S
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     while home.is_supervised():
         if time.monotonic() > deadline:
-            raise FleetError(
-                f"the fleet's supervisor (process {supervisor.pid}) did not stop "
-                f"within {STOP_TIMEOUT_S:g} s"
-            )
+            limit = f"within {STOP_TIMEOUT_S:g} s"
+            raise FleetError(f"the fleet's supervisor (process {pid}) did not stop {limit}")
         time.sleep(POLL_S)
-    return [child.name for child in found.record.children]

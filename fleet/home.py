@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -30,6 +31,7 @@ from fleet.record import FleetRecord
 # PostgreSQL's first write-ahead log and catalogue take 40 MB; the rest is room to work.
 FREE_MIN_BYTES = 256 * 1024**2
 LOG_BYTES_MAX = 16 * 1024**2
+LOCK_PATIENCE_S = 0.2
 
 
 def _password() -> str:
@@ -88,13 +90,15 @@ class Home:
         with self.named_errors():
             lock = os.open(self.folder / "fleet.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise AlreadyRunningError(self.folder, self._lock_holder()) from None
+            if not _lock_within(lock, LOCK_PATIENCE_S):
+                raise AlreadyRunningError(self.folder, self.supervisor_pid())
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)
-            yield
+            try:
+                yield
+            finally:
+                # Nobody shall take a later process of this number for us.
+                os.ftruncate(lock, 0)
         finally:
             os.close(lock)
 
@@ -111,6 +115,13 @@ class Home:
         finally:
             os.close(lock)
         return False
+
+    def supervisor_pid(self) -> int | None:
+        """Pid of who holds the folder, or held it last."""
+        try:
+            return int((self.folder / "fleet.lock").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def secrets(self) -> Secrets:
         """The folder's passwords; generated, or completed, on first use."""
@@ -162,12 +173,6 @@ class Home:
             reason = f"cannot be used: {error.strerror}; set NIRVANA_HOME to another folder"
             raise HomeError(self.folder, reason) from error
 
-    def _lock_holder(self) -> int | None:
-        try:
-            return int((self.folder / "fleet.lock").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-
     def _read_json(self, name: str) -> dict[str, str]:
         try:
             content = json.loads((self.folder / name).read_text(encoding="utf-8"))
@@ -185,6 +190,22 @@ class Home:
             partial.touch(mode=0o600)
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.folder / name)
+
+
+def _lock_within(lock: int, patience_s: float) -> bool:
+    """Lock the file; False if another process keeps it.
+
+    Whoever asks `is_supervised` holds it too, for microseconds.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
 
 
 def connection_environment(folder: Path) -> dict[str, str]:

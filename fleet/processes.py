@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,7 +48,10 @@ def end_children(children: Sequence[ChildRecord], *, grace_s: float = 4.0) -> li
     """
     left = {child.name: _family(child.process) for child in children if child.process}
     for child in children:
-        _signal(left.get(child.name, []), child.stop_signal)
+        if child.process is not None:
+            # Not to descendants with a session of their own: PostgreSQL's processes are stopped
+            # by their parent, in its order.
+            _signal(_session(child.process), child.stop_signal)
     _wait_gone([process for family in left.values() for process in family], grace_s)
     limit = time.monotonic() + KILL_LIMIT_S
     # Again and again: who is killed last may have started another meanwhile.
@@ -78,26 +81,30 @@ def _is_same(holder: ProcessIdentity, identity: ProcessIdentity) -> bool:
 
 
 def _family(leader: ProcessIdentity) -> list[psutil.Process]:
-    """The process, its descendants, and whoever else is in its session (the leader may be dead).
-
-    A session's number cannot be given to a new process while it has members.
-    """
-    found, holder = _find(leader), identify(leader.pid)
-    if holder is not None and not _is_same(holder, leader):
-        return []
-    family = set(_session_members(leader))
-    if found is not None:
+    """The process, its descendants, and whoever else is in its session."""
+    family = set(_session(leader))
+    if (found := _find(leader)) is not None:
         with suppress(psutil.NoSuchProcess):
             family |= {found, *found.children(recursive=True)}
     return sorted(family, key=lambda process: process.pid)
 
 
-def _session_members(leader: ProcessIdentity) -> Iterable[psutil.Process]:
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            is_later = process.create_time() > leader.created_at - CREATED_TOLERANCE_S
-            if os.getsid(process.pid) == leader.pid and is_later and _is_running(process):
-                yield process
+def _session(leader: ProcessIdentity) -> list[psutil.Process]:
+    """Who runs in the session of the leader, which may be dead.
+
+    A session's number cannot be given to a new process while the session has members.
+    """
+    holder = identify(leader.pid)
+    if holder is not None and not _is_same(holder, leader):
+        return []
+    return [process for process in psutil.process_iter() if _is_member(process, leader)]
+
+
+def _is_member(process: psutil.Process, leader: ProcessIdentity) -> bool:
+    with suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+        is_later = process.create_time() > leader.created_at - CREATED_TOLERANCE_S
+        return os.getsid(process.pid) == leader.pid and is_later and _is_running(process)
+    return False
 
 
 def _signal(processes: Sequence[psutil.Process], signum: int) -> None:
