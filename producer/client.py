@@ -40,7 +40,7 @@ from producer.trace import Trace, Traces
 POLL_MIN_S: Final = 0.02
 POLL_MAX_S: Final = 0.1
 POLL_GROWTH: Final = 1.3
-RESTART_PATIENCE_S: Final = 30.0  # with a broker that answered before
+RESTART_PATIENCE_S: Final = 30.0
 
 # Together under 10 s for a broker that is away, whether it refuses or says nothing.
 _CONNECT_TIMEOUT_S: Final = 3.0
@@ -212,7 +212,7 @@ class Client:
         seen: Trace | None = None
         delay_s = POLL_MIN_S
         while True:
-            trace = self.status(job_id, patience_s=RESTART_PATIENCE_S if seen else 0.0)
+            trace = self.status(job_id, patience_s=RESTART_PATIENCE_S)
             if trace != seen:
                 yield trace
                 seen, delay_s = trace, POLL_MIN_S
