@@ -32,42 +32,41 @@ def prepare(settings: FleetSettings, home: Home, *, taken: Collection[int] = ())
     """
     _check_given(settings)
     chosen = _choose_ports(settings, home, set(taken))
-    secrets = home.secrets()
     started: list[Service] = []
 
-    def url(given: str | None, embedded: Callable[[], Service]) -> str:
+    def url(given: str | None, embedded: Callable[[Home, int], Service], port: int) -> str:
         if given is not None:
             return given
         with home.named_errors():
-            started.append(embedded())
+            started.append(embedded(home, port))
         return started[-1].url
 
-    passwords = Passwords(
-        superuser=secrets.postgres_superuser_password, role=secrets.postgres_password
-    )
     addresses = Addresses(
-        database_url=url(
-            settings.database_url,
-            lambda: postgres.embedded(home.postgres, port=chosen["postgres"], passwords=passwords),
-        ),
-        broker_url=url(
-            settings.broker_url,
-            lambda: valkey.embedded(
-                home.valkey, port=chosen["valkey"], password=secrets.valkey_password
-            ),
-        ),
-        s3_url=url(
-            settings.s3_url,
-            lambda: seaweedfs.embedded(
-                home.s3,
-                port=chosen["s3"],
-                access_key=secrets.s3_access_key,
-                secret_key=secrets.s3_secret_key,
-            ),
-        ),
+        database_url=url(settings.database_url, _postgres, chosen["postgres"]),
+        broker_url=url(settings.broker_url, _valkey, chosen["valkey"]),
+        s3_url=url(settings.s3_url, _seaweedfs, chosen["s3"]),
     )
     programs = tuple(service.program for service in started)
     return Services(addresses=addresses, programs=programs)
+
+
+def _postgres(home: Home, port: int) -> Service:
+    secrets = home.secrets()
+    passwords = Passwords(
+        superuser=secrets.postgres_superuser_password, role=secrets.postgres_password
+    )
+    return postgres.embedded(home.postgres, port=port, passwords=passwords)
+
+
+def _valkey(home: Home, port: int) -> Service:
+    return valkey.embedded(home.valkey, port=port, password=home.secrets().valkey_password)
+
+
+def _seaweedfs(home: Home, port: int) -> Service:
+    secrets = home.secrets()
+    return seaweedfs.embedded(
+        home.s3, port=port, access_key=secrets.s3_access_key, secret_key=secrets.s3_secret_key
+    )
 
 
 def _check_given(settings: FleetSettings) -> None:
