@@ -13,17 +13,16 @@ interruption never leaves a child half-started.
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from types import FrameType
 
 from fleet import ports
 from fleet.addresses import Addresses
 from fleet.errors import FleetError, HomeError, PortTakenError
 from fleet.home import Home, Secrets
+from fleet.interruptions import handled_interruptions
 from fleet.processes import end_children, own_identity
 from fleet.program import Program
 from fleet.record import ChildRecord, FleetRecord, FlowerAddress
@@ -34,8 +33,6 @@ from fleet.supervisor import FleetEvent, Supervisor
 from fleet.workers import worker_programs
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EventCallback = Callable[[FleetEvent], None]
 WorkerPrograms = Callable[[Addresses, FlowerAddress, Secrets], Sequence[Program]]
@@ -94,7 +91,7 @@ def running_fleet(
     """
     home = Home(settings.home)
     with ExitStack() as stack:
-        interruptions = stack.enter_context(_interruptions())
+        interruptions = stack.enter_context(handled_interruptions())
         home.create()
         stack.enter_context(home.locked())
         end_leftovers(home)
@@ -102,7 +99,9 @@ def running_fleet(
         services = embedded.prepare(settings, home, taken={_port(flower)})
         supervision = _Supervision(home, services, flower, on_event=on_event)
         try:
-            supervision.start(migrate, workers)
+            with interruptions.held():
+                supervision.launch(migrate, workers)
+            supervision.wait_ready()
             try:
                 yield supervision.fleet
             finally:
@@ -121,14 +120,13 @@ class _Supervision:
         self._record = FleetRecord(
             supervisor=own_identity(), addresses=services.addresses, flower=flower
         )
-        home.write_record(self._record)
         self._supervisor = Supervisor(home, on_event=on_event, on_change=self._write)
         self.fleet = Fleet(home, self._record)
         self._settled = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, migrate: Callable[[str], None], workers: WorkerPrograms) -> None:
-        """Return when all is ready; raises what prevented it."""
+    def launch(self, migrate: Callable[[str], None], workers: WorkerPrograms) -> None:
+        """Start the thread."""
 
         def run() -> None:
             try:
@@ -139,8 +137,12 @@ class _Supervision:
                 self._settled.set()
                 self.fleet.ended.set()
 
+        self._home.write_record(self._record)
         self._thread = threading.Thread(target=run, name="supervisor")
         self._thread.start()
+
+    def wait_ready(self) -> None:
+        """Return when all is ready; raises what prevented it."""
         self._settled.wait()
         self.fleet.raise_failure()
 
@@ -198,38 +200,3 @@ def _flower_address(settings: FleetSettings, secrets: Secrets) -> FlowerAddress:
 
 def _port(flower: FlowerAddress) -> int:
     return int(flower.url.rpartition(":")[2])
-
-
-class _Interruptions:
-    """Turns the first signal into KeyboardInterrupt, and no later one."""
-
-    def __init__(self) -> None:
-        self._is_spent = False
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if not self._is_spent:
-            self._is_spent = True
-            raise KeyboardInterrupt
-
-    def ignore(self) -> None:
-        """Let the stop run undisturbed."""
-        self._is_spent = True
-
-
-@contextmanager
-def _interruptions() -> Iterator[_Interruptions]:
-    """Handle the signals that end a fleet; Python allows that in the main thread only."""
-    handler = _Interruptions()
-    if threading.current_thread() is not threading.main_thread():
-        yield handler
-        return
-    # An ignored SIGHUP stays ignored: that is what nohup asks for.
-    handled = [
-        s for s in INTERRUPTIONS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN
-    ]
-    before = {s: signal.signal(s, handler) for s in handled}
-    try:
-        yield handler
-    finally:
-        for signum, previous in before.items():
-            signal.signal(signum, previous)
