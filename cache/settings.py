@@ -36,44 +36,50 @@ class CacheSettings(BaseSettings):
         extra="ignore",
         # compose passes what is not set as an empty string.
         env_ignore_empty=True,
+        use_attribute_docstrings=True,
         # Two of them hold passwords.
         hide_input_in_errors=True,
     )
 
-    #: postgresql://user:password@host:port/database
     database_url: SecretStr
-    #: http[s]://ACCESS:SECRET@host:port/bucket
+    """postgresql://user:password@host:port/database"""
     s3_url: SecretStr
+    """http[s]://ACCESS:SECRET@host:port/bucket"""
 
     cache_enabled: bool = True
-    #: Bytes of states that each namespace keeps, where its own row says nothing else.
+    """Off: every job starts from noise, and nothing is kept."""
     cache_capacity_bytes: Annotated[int, Field(gt=0)] = 10 * 1024**3
-    #: Longest a job waits for the cache, lookup and fetch together.
+    """Bytes of states that each namespace keeps, where its own row says nothing else."""
     cache_budget_s: Annotated[float, Field(gt=0, le=60)] = 0.5
-    #: Lookups in progress at once; more start from noise.
+    """Longest a job waits for the cache, lookup and fetch together."""
     cache_lookups_max: Annotated[int, Field(ge=1, le=1_000)] = 32
+    """Lookups in progress at once; more start from noise."""
     cache_sharing: Sharing = Sharing.USER
+    """Whose states a job may start from: its own user's, or all of its namespace."""
     cache_state_kind: StateKind = StateKind.INTERMEDIATE
-    #: Steps kept, as fractions of num_inference_steps; comma separated.
+    """What is kept: latents after each step of the k set, or the finished ones, to be re-noised."""
     cache_k_fractions: Annotated[tuple[float, ...], NoDecode] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    #: Nearest prompts among which the largest usable k is taken.
+    """Steps kept, as fractions of num_inference_steps; comma separated."""
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
+    """Nearest prompts among which the largest usable k is taken."""
 
     cache_policy: Policy = Policy.LCBFU_AGED
-    #: Rows deleted in one transaction.
+    """Which states are evicted first; `lcbfu` is the paper's."""
     cache_evict_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
-    #: States evicted in one run, at most.
+    """Rows deleted in one transaction."""
     cache_evict_max: Annotated[int, Field(ge=1, le=1_000_000)] = 100_000
-    #: Policy lcbfu leaves unused states alone for this long while older ones remain.
+    """States evicted in one run, at most."""
     cache_evict_grace_s: Annotated[float, Field(ge=0)] = 600.0
-    #: Time to live of a cached prompt; unset means until evicted.
+    """Policy lcbfu leaves unused states alone for this long while older ones remain."""
     cache_ttl_s: Annotated[float, Field(gt=0)] | None = None
-    #: Objects and rows younger than this are never called orphans.
+    """Time to live of a cached prompt; unset means until evicted."""
     cache_sweep_grace_s: Annotated[float, Field(ge=60)] = 3_600.0
+    """Objects and rows younger than this are never called orphans."""
 
-    #: Uses are written after so many, or after so long.
     cache_uses_batch: Annotated[int, Field(ge=1)] = 256
+    """Uses are written after so many, or after so long."""
     cache_uses_flush_s: Annotated[float, Field(gt=0)] = 2.0
+    """See NIRVANA_CACHE_USES_BATCH."""
 
     @field_validator("database_url")
     @classmethod

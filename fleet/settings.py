@@ -49,7 +49,11 @@ class FleetSettings(BaseSettings):
     """Read from `NIRVANA_*` variables; an empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NIRVANA_", frozen=True, extra="ignore", env_ignore_empty=True
+        env_prefix="NIRVANA_",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
     )
 
     home: Annotated[Path, AfterValidator(_absolute)] = Field(
@@ -65,13 +69,15 @@ class FleetSettings(BaseSettings):
     s3_url: Annotated[str, AfterValidator(check_s3_url)] | None = Field(None, repr=False)
     """An S3 bucket with its credentials; when set, no server is started."""
     postgres_port: Port = 0
-    """0 is a free port, chosen once and kept in the state folder; so for the next two."""
+    """0 is a free port, chosen once and kept in the state folder; as the next two."""
     valkey_port: Port = 0
+    """As the one before."""
     s3_port: Annotated[int, AfterValidator(_check_s3_port)] = 0
     """First of five ports; five more lie 10,000 above."""
     flower_port: Port = 5_555
     """0 is any free port."""
     flower_user: str = Field("nirvana", pattern=r"^[^:\s]+$")
+    """Who may look at Flower's page."""
     flower_password: str | None = Field(None, min_length=1, repr=False)
     """Generated and kept in the state folder if unset."""
 

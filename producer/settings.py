@@ -16,7 +16,11 @@ class ProducerSettings(BaseSettings):
     """Read from `NIRVANA_*` variables, checked when read; an empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NIRVANA_", frozen=True, extra="ignore", env_ignore_empty=True
+        env_prefix="NIRVANA_",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
     )
 
     broker_url: str = Field(

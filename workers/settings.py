@@ -12,7 +12,11 @@ class WorkerSettings(BaseSettings):
     """Read from `NIRVANA_*` variables, checked when a process starts."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NIRVANA_", frozen=True, extra="ignore", env_ignore_empty=True
+        env_prefix="NIRVANA_",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
     )
 
     model: str = Field(default="small", pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
@@ -52,11 +56,17 @@ class WorkerSettings(BaseSettings):
     webhook_secret: str | None = Field(default=None, pattern=r"^whsec_[A-Za-z0-9+/=]+$", repr=False)
     """Signs webhooks of jobs that give a url and name no secret."""
     webhook_timeout_s: float = Field(default=15.0, gt=0, le=30)
+    """One attempt to deliver, all of it."""
     webhook_allow_private_addresses: bool = False
     """Whether webhooks may go to private, loopback and link-local addresses."""
 
     rescue_every_s: float = Field(default=2.0, gt=0)
+    """How often lost jobs are looked for."""
     evict_every_s: float = Field(default=10.0, gt=0)
+    """How often the cache is brought under its capacity."""
     deliver_every_s: float = Field(default=5.0, gt=0)
+    """How often due webhooks are swept; a first attempt does not wait for it."""
     sweep_every_s: float = Field(default=3_600.0, gt=0)
+    """How often objects without rows, and rows without objects, are looked for."""
     announce_every_s: float = Field(default=5.0, gt=0)
+    """How often ends are told that no client could be told of at once."""
