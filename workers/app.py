@@ -28,6 +28,7 @@ from workers.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 DELIVER_TASK: Final = "nirvana.deliver"
+DELIVER_DUE_TASK: Final = "nirvana.deliver_due"
 EVICT_TASK: Final = "nirvana.evict"
 RESCUE_TASK: Final = "nirvana.rescue"
 ANNOUNCE_TASK: Final = "nirvana.announce"
@@ -61,7 +62,7 @@ def beat_schedule(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
     """One entry per periodic task; a late one is dropped, since the next does its work too."""
     periods_s = {
         RESCUE_TASK: settings.rescue_every_s,
-        DELIVER_TASK: settings.deliver_every_s,
+        DELIVER_DUE_TASK: settings.deliver_every_s,
         ANNOUNCE_TASK: settings.announce_every_s,
         EVICT_TASK: settings.evict_every_s,
         SWEEP_TASK: settings.sweep_every_s,

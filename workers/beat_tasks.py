@@ -36,6 +36,7 @@ from workers.admission import Admission, is_job_id
 from workers.announcer import Announcer
 from workers.app import (
     ANNOUNCE_TASK,
+    DELIVER_DUE_TASK,
     DELIVER_TASK,
     EVICT_TASK,
     RESCUE_TASK,
@@ -193,14 +194,8 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
         return process.cancellation.cancel(job_id)
 
     @app.task(name=DELIVER_TASK)  # type: ignore[untyped-decorator]
-    def deliver_task(delivery_id: str | None = None) -> dict[str, int]:
-        report = deliver(
-            process.database,
-            process.delivery,
-            now=utc_now(),
-            delivery_id=UUID(delivery_id) if delivery_id else None,
-        )
-        return asdict(report)
+    def deliver_task(delivery_id: str) -> dict[str, int]:
+        return deliver_now(process, UUID(delivery_id))
 
 
 def _register_maintenance(app: Celery, process: IoProcess) -> None:
@@ -212,6 +207,7 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
         def periodic_task() -> dict[str, Any]:
             return _logged(name, work)
 
+    periodic(DELIVER_DUE_TASK, lambda: deliver_now(process))
     periodic(RESCUE_TASK, lambda: asdict(process.rescuer.run()))
     periodic(ANNOUNCE_TASK, lambda: {"announced": _announce_due(process)})
     periodic(
@@ -230,6 +226,12 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
             )
         ),
     )
+
+
+def deliver_now(process: IoProcess, delivery_id: UUID | None = None) -> dict[str, int]:
+    """Attempt one delivery, or all that are due."""
+    report = deliver(process.database, process.delivery, now=utc_now(), delivery_id=delivery_id)
+    return asdict(report)
 
 
 def _announce_due(process: IoProcess) -> int:
