@@ -17,38 +17,22 @@ _TASKS_SHOWN_MAX: Final = 100_000
 
 def run_gpu_worker() -> int:
     """Serve jobs on this process's device until told to stop; returns the exit status."""
-    from cache.settings import CacheSettings
-    from producer.settings import ProducerSettings, load_settings
     from workers import logs
-    from workers.gpu_tasks import Settings, serve
-    from workers.settings import WorkerSettings
+    from workers.gpu_tasks import serve
+    from workers.process_settings import ProcessSettings
 
     logs.configure()
-    return serve(
-        Settings(
-            producer=load_settings(ProducerSettings),
-            cache=CacheSettings.load(),
-            worker=load_settings(WorkerSettings),
-        )
-    )
+    return serve(ProcessSettings.load())
 
 
 def run_io_worker() -> int:
     """Serve webhooks, admissions, cancellations and maintenance; returns the exit status."""
-    from cache.settings import CacheSettings
-    from producer.settings import ProducerSettings, load_settings
     from workers import logs
-    from workers.beat_tasks import Settings, serve
-    from workers.settings import WorkerSettings
+    from workers.beat_tasks import serve
+    from workers.process_settings import ProcessSettings
 
     logs.configure()
-    return serve(
-        Settings(
-            producer=load_settings(ProducerSettings),
-            cache=CacheSettings.load(),
-            worker=load_settings(WorkerSettings),
-        )
-    )
+    return serve(ProcessSettings.load())
 
 
 def run_beat() -> None:

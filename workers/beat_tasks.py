@@ -1,39 +1,24 @@
-"""The io worker and beat: composition root of their processes, and the periodic tasks.
-
-No torch, even indirectly (a test holds it): these run on machines without a GPU.
-"""
+"""The io worker's Celery tasks: requests without a GPU, and what beat has done periodically."""
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-import redis
 from celery import Celery
 from celery.exceptions import Ignore
-from sqlalchemy import Engine
 
-from cache.database import connect
 from cache.eviction import evict
-from cache.objects import S3Objects
-from cache.settings import CacheSettings
 from cache.sweep import sweep
-from producer.broker import open_connection
-from producer.contract import CANCEL_TASK, GENERATE_TASK, ErrorCode, Priority
+from producer.contract import CANCEL_TASK, GENERATE_TASK, ErrorCode
 from producer.errors import InvalidJob, JobFailed, UnknownModel
-from producer.models import ModelTable
 from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE, admission_queue
 from producer.settings import ProducerSettings
-from producer.trace import Traces
-from workers.admission import Admission, is_job_id
-from workers.announcer import Announcer
+from workers.admission import is_job_id
 from workers.app import (
     ANNOUNCE_TASK,
     DELIVER_DUE_TASK,
@@ -41,16 +26,14 @@ from workers.app import (
     EVICT_TASK,
     RESCUE_TASK,
     SWEEP_TASK,
-    Publisher,
     build_app,
     run_worker,
 )
-from workers.cancellation import Cancellation
-from workers.delivery.deliver import DeliverySettings, deliver
-from workers.ledger import Ledger
-from workers.rescuer import Rescuer
+from workers.delivery.deliver import deliver
+from workers.io_process import IoProcess, io_process
+from workers.process_settings import ProcessSettings
 from workers.settings import WorkerSettings
-from workers.unclaimed import UnclaimedJobs, utc_now
+from workers.unclaimed import utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -61,43 +44,7 @@ _ENDS_PER_RUN_MAX: Final = 1_000
 _ANNOUNCE_GRACE_S: Final = 5.0  # the worker that ended the job tells it first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All that an io worker is told."""
-
-    producer: ProducerSettings
-    cache: CacheSettings
-    worker: WorkerSettings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IoProcess:
-    """What the tasks of an io worker work with."""
-
-    settings: Settings
-    database: Engine
-    objects: S3Objects
-    admission: Admission
-    announcer: Announcer
-    cancellation: Cancellation
-    rescuer: Rescuer
-    delivery: DeliverySettings
-
-
-class ValkeyLists:
-    """Lengths of kombu's lists: the queue's name, and for a number other than 0 that after it."""
-
-    def __init__(self, connection: redis.Redis) -> None:
-        self._connection = connection
-
-    def length(self, queue: str, priority: Priority) -> int:
-        """Messages that wait there."""
-        number = priority.celery_number
-        name = f"{queue}\x06\x16{number}" if number else queue
-        return int(self._connection.llen(name))
-
-
-def serve(settings: Settings) -> int:
+def serve(settings: ProcessSettings) -> int:
     """Serve webhooks, cancellations, admissions and maintenance; returns the exit status."""
     app = build_app(settings.producer, settings.worker)
     with io_process(settings, app) as process:
@@ -110,71 +57,6 @@ def run_beat(producer: ProducerSettings, worker: WorkerSettings, *, schedule_pat
     """Send the periodic tasks until told to stop; exactly one process of a fleet does."""
     app = build_app(producer, worker)
     app.Beat(schedule=str(schedule_path), loglevel="WARNING").run()
-
-
-@contextmanager
-def io_process(settings: Settings, app: Celery) -> Iterator[IoProcess]:
-    """Build everything an io worker works with, and close it in reverse order."""
-    with ExitStack() as stack:
-        connection = stack.enter_context(closing(open_connection(settings.producer.broker_url)))
-        database = connect(
-            settings.cache.database_url.get_secret_value(),
-            pool_size=_CONCURRENCY + 2,
-            application_name="nirvana-io",
-        )
-        stack.callback(database.dispose)
-        objects = stack.enter_context(
-            closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value()))
-        )
-        yield _compose(settings, app, connection, database, objects)
-
-
-def _compose(
-    settings: Settings,
-    app: Celery,
-    connection: redis.Redis,
-    database: Engine,
-    objects: S3Objects,
-) -> IoProcess:
-    worker = settings.worker
-    ledger = Ledger(
-        database,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
-        lease_s=worker.lease_s,
-        attempts_max=worker.attempts_max,
-    )
-    traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
-    publisher = Publisher(app)
-    announcer = Announcer(ledger, traces, show_end=publisher.show_end)
-    unclaimed = UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher)
-    return IoProcess(
-        settings=settings,
-        database=database,
-        objects=objects,
-        admission=Admission(
-            models=ModelTable(connection),
-            traces=traces,
-            publisher=publisher,
-            unclaimed=unclaimed,
-            num_buckets=settings.producer.namespace_buckets,
-        ),
-        announcer=announcer,
-        cancellation=Cancellation(ledger=ledger, traces=traces, unclaimed=unclaimed),
-        rescuer=Rescuer(
-            ledger=ledger,
-            traces=traces,
-            publisher=publisher,
-            unclaimed=unclaimed,
-            lists=ValkeyLists(connection),
-            attempts_max=worker.attempts_max,
-            grace_s=worker.resend_grace_s,
-        ),
-        delivery=DeliverySettings(
-            timeout_s=worker.webhook_timeout_s,
-            allow_private_addresses=worker.webhook_allow_private_addresses,
-            default_secret=worker.webhook_secret,
-        ),
-    )
 
 
 def register(app: Celery, process: IoProcess) -> None:

@@ -12,85 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
 from producer.contract import GenerationJob, canonical_json
 from producer.result import JobResult
+from workers import ledger_statements as statements
 from workers.delivery import outbox
 from workers.errors import ClaimLost, DuplicateDelivery
-
-_CLAIM = text("""
-    INSERT INTO jobs (id, namespace, owner, model, queue, job, payload_hash, status, attempt,
-                      worker, lease_expires_at, submitted_at, claimed_at, deadline_at)
-    VALUES (:id, :namespace, :owner, :model, :queue, CAST(:job AS jsonb), :payload_hash, 'running',
-            1, :worker, now() + make_interval(secs => :lease_s), :submitted_at, now(), :deadline_at)
-    ON CONFLICT (id) DO UPDATE
-       SET status = 'running', attempt = jobs.attempt + 1, worker = EXCLUDED.worker,
-           lease_expires_at = EXCLUDED.lease_expires_at, claimed_at = now()
-     WHERE jobs.attempt < :attempts_max
-       AND (jobs.status = 'submitted'
-            OR (jobs.status = 'running' AND jobs.lease_expires_at < now()))
-    RETURNING attempt, deadline_at, claimed_at
-""")
-
-_RENEW = text("""
-    UPDATE jobs
-       SET lease_expires_at = now() + make_interval(secs => :lease_s)
-      FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[])) AS held (id, attempt)
-     WHERE jobs.id = held.id AND jobs.attempt = held.attempt AND jobs.status = 'running'
-    RETURNING jobs.id, jobs.cancel_requested_at IS NOT NULL AS is_cancelled
-""")
-
-_FINISH = text("""
-    UPDATE jobs
-       SET status = :status, result = CAST(:result AS jsonb), finished_at = now(),
-           lease_expires_at = NULL, steps_asked = :steps_asked, steps_run = :steps_run
-     WHERE id = :id AND attempt = :attempt AND status = 'running'
-    RETURNING id
-""")
-
-_END_UNCLAIMED = text("""
-    INSERT INTO jobs (id, namespace, owner, model, queue, job, payload_hash, status, attempt,
-                      submitted_at, finished_at, deadline_at, result)
-    VALUES (:id, :namespace, :owner, :model, :queue, CAST(:job AS jsonb), :payload_hash, :status, 0,
-            :submitted_at, now(), :deadline_at, CAST(:result AS jsonb))
-    ON CONFLICT (id) DO UPDATE
-       SET status = EXCLUDED.status, finished_at = now(), result = EXCLUDED.result
-     WHERE jobs.status = 'submitted'
-    RETURNING id
-""")
-
-_REQUEST_CANCEL = text("""
-    UPDATE jobs SET cancel_requested_at = COALESCE(cancel_requested_at, now())
-     WHERE id = :id AND status = 'running'
-    RETURNING id
-""")
-
-_LAPSED = text("""
-    SELECT id, attempt, queue, job
-      FROM jobs
-     WHERE status = 'running' AND lease_expires_at < now()
-     ORDER BY lease_expires_at
-     LIMIT :limit
-""")
-
-_GIVE_BACK = text("""
-    UPDATE jobs SET status = 'submitted', lease_expires_at = NULL, worker = NULL
-     WHERE id = :id AND attempt = :attempt AND status = 'running' AND lease_expires_at < now()
-    RETURNING id
-""")
-
-_UNANNOUNCED = text("""
-    SELECT id, result
-      FROM jobs
-     WHERE finished_at < now() - make_interval(secs => :older_than_s) AND announced_at IS NULL
-     ORDER BY finished_at
-     LIMIT :limit
-""")
-
-_MARK_ANNOUNCED = text("UPDATE jobs SET announced_at = now() WHERE id = :id")
-
-_READ_RESULT = text("SELECT result FROM jobs WHERE id = :id AND finished_at IS NOT NULL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +80,7 @@ class Ledger:
             "attempts_max": self._attempts_max,
         }
         with self._engine.begin() as connection:
-            row = connection.execute(_CLAIM, values).one_or_none()
+            row = connection.execute(statements.CLAIM, values).one_or_none()
         if row is None:
             raise DuplicateDelivery(job_id)
         return Claim(
@@ -171,7 +99,7 @@ class Ledger:
             "lease_s": self._lease_s,
         }
         with self._engine.begin() as connection:
-            rows = connection.execute(_RENEW, values).all()
+            rows = connection.execute(statements.RENEW, values).all()
         held = {row.id for row in rows}
         return Renewal(
             lost=frozenset(claim.job_id for claim in claims if claim.job_id not in held),
@@ -192,7 +120,7 @@ class Ledger:
             "steps_run": result.steps.run if result.steps else None,
         }
         with self._engine.begin() as connection:
-            if connection.execute(_FINISH, values).one_or_none() is None:
+            if connection.execute(statements.FINISH, values).one_or_none() is None:
                 raise ClaimLost(claim.job_id, claim.attempt)
             return outbox.enqueue(connection, job=claim.job, result=result)
 
@@ -210,37 +138,42 @@ class Ledger:
             "result": _json(result.to_wire()),
         }
         with self._engine.begin() as connection:
-            if connection.execute(_END_UNCLAIMED, values).one_or_none() is None:
+            if connection.execute(statements.END_UNCLAIMED, values).one_or_none() is None:
                 raise DuplicateDelivery(job_id)
             return outbox.enqueue(connection, job=job, result=result)
 
     def request_cancel(self, job_id: uuid.UUID) -> bool:
         """Ask the worker that runs the job to stop it; False when none runs it."""
         with self._engine.begin() as connection:
-            return connection.execute(_REQUEST_CANCEL, {"id": job_id}).one_or_none() is not None
+            return (
+                connection.execute(statements.REQUEST_CANCEL, {"id": job_id}).one_or_none()
+                is not None
+            )
 
     def lapsed(self, *, limit: int) -> list[LapsedJob]:
         """Running jobs past their lease, the longest first."""
         with self._engine.connect() as connection:
-            return [_to_lapsed(row) for row in connection.execute(_LAPSED, {"limit": limit})]
+            return [
+                _to_lapsed(row) for row in connection.execute(statements.LAPSED, {"limit": limit})
+            ]
 
     def give_back(self, lapsed: LapsedJob) -> bool:
         """Make a lapsed job claimable by anyone; False when somebody took it over meanwhile."""
         values = {"id": lapsed.job_id, "attempt": lapsed.attempt}
         with self._engine.begin() as connection:
-            return connection.execute(_GIVE_BACK, values).one_or_none() is not None
+            return connection.execute(statements.GIVE_BACK, values).one_or_none() is not None
 
     def unannounced(self, *, older_than_s: float, limit: int) -> list[JobResult]:
         """Results that the trace was not told of within `older_than_s` of the job's end."""
         values = {"older_than_s": older_than_s, "limit": limit}
         with self._engine.connect() as connection:
-            rows = connection.execute(_UNANNOUNCED, values).all()
+            rows = connection.execute(statements.UNANNOUNCED, values).all()
         return [JobResult.model_validate(row.result) for row in rows]
 
     def mark_announced(self, job_id: uuid.UUID) -> None:
         """Remember that the trace shows the job's end."""
         with self._engine.begin() as connection:
-            connection.execute(_MARK_ANNOUNCED, {"id": job_id})
+            connection.execute(statements.MARK_ANNOUNCED, {"id": job_id})
 
     def result(self, job_id: uuid.UUID) -> JobResult | None:
         """The result of a job that has ended."""
@@ -249,7 +182,7 @@ class Ledger:
 
 
 def _read_result(connection: Connection, job_id: uuid.UUID) -> JobResult | None:
-    stored = connection.execute(_READ_RESULT, {"id": job_id}).scalar_one_or_none()
+    stored = connection.execute(statements.READ_RESULT, {"id": job_id}).scalar_one_or_none()
     return JobResult.model_validate(stored) if stored is not None else None
 
 

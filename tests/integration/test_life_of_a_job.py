@@ -24,7 +24,9 @@ from producer.settings import ProducerSettings
 from producer.trace import Traces
 from tests.tiny_pipeline import build_tiny_pipeline
 from workers.app import build_app
-from workers.gpu_tasks import GpuProcess, Settings, gpu_process, run_job
+from workers.gpu_process import GpuProcess, gpu_process
+from workers.gpu_tasks import run_job
+from workers.process_settings import ProcessSettings
 from workers.settings import WorkerSettings
 
 QUEUE = "generate.tiny.0"
@@ -36,9 +38,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) -> Settings:
+def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) -> ProcessSettings:
     upgrade(database_url)
-    return Settings(
+    return ProcessSettings(
         producer=ProducerSettings(broker_url=broker_url),
         # A loaded machine must not turn a hit into a miss.
         cache=CacheSettings.load(database_url=database_url, s3_url=s3_url, cache_budget_s=20),
@@ -47,7 +49,7 @@ def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) 
 
 
 @pytest.fixture
-def process(settings: Settings) -> Iterator[GpuProcess]:
+def process(settings: ProcessSettings) -> Iterator[GpuProcess]:
     app = build_app(settings.producer, settings.worker)
     with gpu_process(settings, app) as running:
         yield running
@@ -55,7 +57,7 @@ def process(settings: Settings) -> Iterator[GpuProcess]:
 
 
 @pytest.fixture
-def database(settings: Settings) -> Iterator[Engine]:
+def database(settings: ProcessSettings) -> Iterator[Engine]:
     engine = connect(settings.cache.database_url.get_secret_value())
     yield engine
     engine.dispose()
@@ -105,7 +107,7 @@ def test_resuming_from_the_stored_state_gives_the_uninterrupted_image(process: G
     assert image_sha256(run(process, fox())) == image_sha256(run(process, fox()))
 
 
-def test_the_image_is_stored_as_told(process: GpuProcess, settings: Settings) -> None:
+def test_the_image_is_stored_as_told(process: GpuProcess, settings: ProcessSettings) -> None:
     result = run(process, fox())
     with closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value())) as objects:
         assert result.image is not None
@@ -235,7 +237,9 @@ def test_a_worker_that_lost_its_claim_changes_nothing(
     assert (row(database, job_id).status, row(database, job_id).attempt) == ("running", 2)
 
 
-def test_the_trace_tells_what_the_ledger_holds(process: GpuProcess, settings: Settings) -> None:
+def test_the_trace_tells_what_the_ledger_holds(
+    process: GpuProcess, settings: ProcessSettings
+) -> None:
     job = fox(metadata={"order": "7"})
     with closing(open_connection(settings.producer.broker_url)) as connection:
         traces = Traces(connection, retention_s=60)
@@ -249,7 +253,7 @@ def test_the_trace_tells_what_the_ledger_holds(process: GpuProcess, settings: Se
     assert result.metadata == {"order": "7"}
 
 
-def test_a_broken_cache_only_costs_steps(process: GpuProcess, settings: Settings) -> None:
+def test_a_broken_cache_only_costs_steps(process: GpuProcess, settings: ProcessSettings) -> None:
     run(process, fox())
     with closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value())) as objects:
         keys = [listed.key for listed in objects.list("states/")]

@@ -22,8 +22,8 @@ from producer.settings import ProducerSettings
 from producer.trace import Traces
 from workers.announcer import Announcer
 from workers.app import Publisher, build_app
-from workers.beat_tasks import ValkeyLists
 from workers.cancellation import Cancellation
+from workers.io_process import ValkeyLists
 from workers.ledger import Ledger
 from workers.rescuer import Rescuer, RescueReport
 from workers.settings import WorkerSettings

@@ -1,0 +1,136 @@
+"""Composition root of an io worker: everything its process works with, built and closed.
+
+No torch, even indirectly (a test holds it): it runs on machines without a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import redis
+from celery import Celery
+from sqlalchemy import Engine
+
+from cache.database import connect
+from cache.objects import S3Objects
+from producer.broker import open_connection
+from producer.contract import Priority
+from producer.models import ModelTable
+from producer.trace import Traces
+from workers.admission import Admission
+from workers.announcer import Announcer
+from workers.app import (
+    Publisher,
+)
+from workers.cancellation import Cancellation
+from workers.delivery.deliver import DeliverySettings
+from workers.ledger import Ledger
+from workers.process_settings import ProcessSettings
+from workers.rescuer import Rescuer
+from workers.unclaimed import UnclaimedJobs
+
+logger = logging.getLogger(__name__)
+
+_CONCURRENCY: Final = 8
+# What a report tells also where nothing was done.
+_STANDING: Final = frozenset({"live_bytes", "is_repaired", "is_complete"})
+_ENDS_PER_RUN_MAX: Final = 1_000
+_ANNOUNCE_GRACE_S: Final = 5.0  # the worker that ended the job tells it first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IoProcess:
+    """What the tasks of an io worker work with."""
+
+    settings: ProcessSettings
+    database: Engine
+    objects: S3Objects
+    admission: Admission
+    announcer: Announcer
+    cancellation: Cancellation
+    rescuer: Rescuer
+    delivery: DeliverySettings
+
+
+class ValkeyLists:
+    """Lengths of kombu's lists: the queue's name, and for a number other than 0 that after it."""
+
+    def __init__(self, connection: redis.Redis) -> None:
+        self._connection = connection
+
+    def length(self, queue: str, priority: Priority) -> int:
+        """Messages that wait there."""
+        number = priority.celery_number
+        name = f"{queue}\x06\x16{number}" if number else queue
+        return int(self._connection.llen(name))
+
+
+@contextmanager
+def io_process(settings: ProcessSettings, app: Celery) -> Iterator[IoProcess]:
+    """Build everything an io worker works with, and close it in reverse order."""
+    with ExitStack() as stack:
+        connection = stack.enter_context(closing(open_connection(settings.producer.broker_url)))
+        database = connect(
+            settings.cache.database_url.get_secret_value(),
+            pool_size=_CONCURRENCY + 2,
+            application_name="nirvana-io",
+        )
+        stack.callback(database.dispose)
+        objects = stack.enter_context(
+            closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value()))
+        )
+        yield _compose(settings, app, connection, database, objects)
+
+
+def _compose(
+    settings: ProcessSettings,
+    app: Celery,
+    connection: redis.Redis,
+    database: Engine,
+    objects: S3Objects,
+) -> IoProcess:
+    worker = settings.worker
+    ledger = Ledger(
+        database,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        lease_s=worker.lease_s,
+        attempts_max=worker.attempts_max,
+    )
+    traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
+    publisher = Publisher(app)
+    announcer = Announcer(ledger, traces, show_end=publisher.show_end)
+    unclaimed = UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher)
+    return IoProcess(
+        settings=settings,
+        database=database,
+        objects=objects,
+        admission=Admission(
+            models=ModelTable(connection),
+            traces=traces,
+            publisher=publisher,
+            unclaimed=unclaimed,
+            num_buckets=settings.producer.namespace_buckets,
+        ),
+        announcer=announcer,
+        cancellation=Cancellation(ledger=ledger, traces=traces, unclaimed=unclaimed),
+        rescuer=Rescuer(
+            ledger=ledger,
+            traces=traces,
+            publisher=publisher,
+            unclaimed=unclaimed,
+            lists=ValkeyLists(connection),
+            attempts_max=worker.attempts_max,
+            grace_s=worker.resend_grace_s,
+        ),
+        delivery=DeliverySettings(
+            timeout_s=worker.webhook_timeout_s,
+            allow_private_addresses=worker.webhook_allow_private_addresses,
+            default_secret=worker.webhook_secret,
+        ),
+    )
