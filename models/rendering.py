@@ -29,14 +29,14 @@ class Renderer:
         self._resized = lru_cache(maxsize=4096)(self._resize)
 
     def render(self, scene: Scene, rng: np.random.Generator) -> Pixels:
-        """Draw the generator's pictures: boxes of three sides, corners on the latent grid.
+        """Draw the generator's pictures: boxes of three sides at five fixed places.
 
-        A sprite's latents are then the same wherever it stands, which a small model learns
-        several times sooner than free placement.
+        Corners lie on the latents' grid, so that a sprite's latents are the same wherever it
+        stands: a small model learns this several times sooner than free placement.
         """
         side = SIZES[scene.size]
         centre = (SIDE / 2 + offset for offset in POSITIONS[scene.position])
-        x, y = (_grid_corner(middle - side / 2, rng) for middle in centre)
+        x, y = (_grid_corner(middle - side / 2) for middle in centre)
         canvas = paint_background(scene.background, rng)
         self.paste(canvas, f"{scene.style}/{scene.subject}", side=side, x=x, y=y)
         return to_pixels(canvas)
@@ -59,11 +59,9 @@ class Renderer:
         return np.asarray(image, dtype=np.float32)
 
 
-def _grid_corner(corner: float, rng: np.random.Generator) -> int:
-    """Draw a multiple of GRID within GRID pixels of `corner`."""
-    first = int(np.ceil((corner - GRID) / GRID))
-    last = int(np.floor((corner + GRID) / GRID))
-    return GRID * int(rng.integers(first, last + 1))
+def _grid_corner(corner: float) -> int:
+    """Return the multiple of GRID nearest to `corner`, away from zero at a tie."""
+    return GRID * int(np.copysign(np.floor(abs(corner) / GRID + 0.5), corner))
 
 
 def paint_background(

@@ -138,11 +138,11 @@ def background_words(background: str, rng: np.random.Generator | None = None) ->
 def draw_caption(scene: Scene, rng: np.random.Generator) -> Caption:
     """Name the subject always and every other attribute at its own rate."""
     medium = scene.size == "medium"
-    size = scene.size if rng.random() < (0.25 if medium else 0.65) else None
-    style = scene.style if rng.random() < 0.5 else None
-    background = scene.background if rng.random() < 0.9 else None
+    size = scene.size if rng.random() < (0.5 if medium else 0.8) else None
+    style = scene.style if rng.random() < 0.6 else None
+    background = scene.background if rng.random() < 0.93 else None
     centered = scene.position == "in the center"
-    position = scene.position if rng.random() < (0.4 if centered else 0.75) else None
+    position = scene.position if rng.random() < (0.6 if centered else 0.9) else None
     noun = " ".join(word for word in (size, style, subject_words(scene.subject)) if word)
     frames = ("{}", "{}", "{}", "{} emoji", "{} icon", "a picture of {}")
     text = frames[int(rng.integers(len(frames)))].format(with_article(noun))
