@@ -137,7 +137,7 @@ def denoise_request(
     assert job.width is not None
     assert job.guidance_scale is not None
     return DenoiseRequest(
-        job_id=job_id,
+        job_id=claim.name,
         encoding=encoding,
         height=job.height,
         width=job.width,

@@ -129,7 +129,7 @@ def _compose(
                 LeaseKeeper(
                     ledger,
                     heartbeat_s=worker.heartbeat_s,
-                    on_stop=lambda job_id: engine.cancel(str(job_id)),
+                    on_stop=lambda claim: engine.cancel(claim.name),
                 )
             )
         ),

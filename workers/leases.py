@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,12 +22,12 @@ class LeaseKeeper:
     """
 
     def __init__(
-        self, ledger: Ledger, *, heartbeat_s: float, on_stop: Callable[[uuid.UUID], object]
+        self, ledger: Ledger, *, heartbeat_s: float, on_stop: Callable[[Claim], object]
     ) -> None:
         self._ledger = ledger
         self._heartbeat_s = heartbeat_s
         self._on_stop = on_stop
-        self._held: dict[uuid.UUID, Claim] = {}
+        self._held: dict[str, Claim] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
@@ -38,12 +37,12 @@ class LeaseKeeper:
     def hold(self, claim: Claim) -> Iterator[Claim]:
         """Keep the claim's lease alive inside the block."""
         with self._lock:
-            self._held[claim.job_id] = claim
+            self._held[claim.name] = claim
         try:
             yield claim
         finally:
             with self._lock:
-                self._held.pop(claim.job_id, None)
+                del self._held[claim.name]
 
     def close(self) -> None:
         """Stop renewing; what is still held lapses."""
@@ -66,6 +65,6 @@ class LeaseKeeper:
         self._stop_those(renewal)
 
     def _stop_those(self, renewal: Renewal) -> None:
-        for job_id in renewal.lost | renewal.cancelled:
-            logger.info("stopping job", extra={"job_id": str(job_id)})
-            self._on_stop(job_id)
+        for claim in renewal.lost + renewal.cancelled:
+            logger.info("stopping job", extra={"job_id": str(claim.job_id)})
+            self._on_stop(claim)

@@ -1,4 +1,4 @@
-"""The ledger: who works on which job, and what came of it (STATE: section 2).
+"""The ledger: who works on which job, and what came of it (docs/state.md, section 2).
 
 A claim carries an attempt number, and every later write commits only while that number is current:
 a worker that froze past its lease changes nothing when it wakes.
@@ -32,6 +32,11 @@ class Claim:
     deadline_at: datetime | None
 
     @property
+    def name(self) -> str:
+        """Name of this attempt: an earlier one of the same job may still be ending beside it."""
+        return f"{self.job_id}/{self.attempt}"
+
+    @property
     def owner(self) -> str:
         """Whose states the job may share: its user, or '' for an anonymous job."""
         return self.job.user or ""
@@ -47,8 +52,8 @@ class Claim:
 class Renewal:
     """What a heartbeat learned."""
 
-    lost: frozenset[uuid.UUID]  #: claims that are void: stop, and write nothing
-    cancelled: frozenset[uuid.UUID]  #: claims that hold, of jobs whose client wants them stopped
+    lost: tuple[Claim, ...]  #: void: stop, and write nothing
+    cancelled: tuple[Claim, ...]  #: these hold, but their jobs' clients want them stopped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +105,11 @@ class Ledger:
         }
         with self._engine.begin() as connection:
             rows = connection.execute(statements.RENEW, values).all()
-        held = {row.id for row in rows}
+        held = {(row.id, row.attempt): bool(row.is_cancelled) for row in rows}
+        is_cancelled = [(claim, held.get((claim.job_id, claim.attempt))) for claim in claims]
         return Renewal(
-            lost=frozenset(claim.job_id for claim in claims if claim.job_id not in held),
-            cancelled=frozenset(row.id for row in rows if row.is_cancelled),
+            lost=tuple(claim for claim, found in is_cancelled if found is None),
+            cancelled=tuple(claim for claim, found in is_cancelled if found),
         )
 
     def finish(self, claim: Claim, result: JobResult) -> uuid.UUID | None:

@@ -1,4 +1,4 @@
-"""The ledger's SQL: each statement is one arrow of the table of transitions (STATE: section 2)."""
+"""The ledger's SQL: each statement is one arrow of docs/state.md, section 2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RENEW = text("""
        SET lease_expires_at = now() + make_interval(secs => :lease_s)
       FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS integer[])) AS held (id, attempt)
      WHERE jobs.id = held.id AND jobs.attempt = held.attempt AND jobs.status = 'running'
-    RETURNING jobs.id, jobs.cancel_requested_at IS NOT NULL AS is_cancelled
+    RETURNING jobs.id, jobs.attempt, jobs.cancel_requested_at IS NOT NULL AS is_cancelled
 """)
 
 FINISH = text("""
