@@ -1,4 +1,4 @@
-"""The cache's rows (STATE: section 5).
+"""The cache's rows (docs/state.md, section 5).
 
 namespaces 1-* scopes 1-* cached_prompts 1-* cached_states 1-1 state_uses
 doomed_objects: objects whose rows are gone, until the object store has deleted them too

@@ -56,7 +56,7 @@ def open_app(
     """Build a Celery app with what producers and workers must agree on: JSON and transport.
 
     The visibility timeout is kombu's: applications that share a broker get the shortest, so it
-    stands here, once. It is long on purpose; lost jobs come back by the rescuer (STATE: section 2).
+    stands here, once. It is long on purpose; lost jobs come back by the rescuer (docs/state.md).
     Without `keeps_results` the app asks for none: Celery's backend would otherwise subscribe to
     each message it sends.
     """

@@ -190,7 +190,7 @@ class Webhook(WireForm):
 
 
 class GenerationJob(WireForm):
-    """One image asked for (STATE: the wire form). None means the model's own default."""
+    """One image asked for (docs/wire.md). None means the model's own default."""
 
     version: Literal[1] = WIRE_VERSION
     prompt: Prompt

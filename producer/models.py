@@ -1,4 +1,4 @@
-"""Which models the fleet serves, and their limits: `nirvana:models` in Valkey (STATE: section 1).
+"""Which models the fleet serves, and their limits: `nirvana:models` in Valkey.
 
 Workers write an entry each few seconds; a client reads the table to fill in defaults, to choose
 the queue, and to refuse early what a worker would refuse late.

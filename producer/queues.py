@@ -1,4 +1,4 @@
-"""Names of queues: which queue a job waits in, and which a worker serves (STATE: section 3)."""
+"""Names of queues: which queue a job waits in, and which a worker serves (docs/state.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces: a submitted job's record in Valkey, which clients read (STATE: sections 1, 2).
+"""Traces: a submitted job's record in Valkey, which clients read (docs/state.md).
 
     nirvana:job:<id>              hash    wire form, payload hash, list, sequence, status, result
     nirvana:waiting:<list>        zset    ids of that list's jobs nobody has claimed, by sequence

@@ -1,4 +1,4 @@
-"""Brings back jobs whose worker died or whose message was lost (STATE: section 2)."""
+"""Brings back jobs whose worker died or whose message was lost (docs/state.md, section 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows that the workers own: jobs, endpoints and webhook deliveries (STATE: sections 1, 2)."""
+"""The rows that workers own: jobs, endpoints, webhook deliveries (docs/state.md)."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def test_capacity_holds_even_where_everything_is_young(engine: Engine, database_
 def test_the_aged_policy_lets_go_of_what_was_popular_once(
     engine: Engine, database_url: str
 ) -> None:
-    """FACTS: as published, LCBFU keeps the past and evicts the session in progress."""
+    """As published, LCBFU keeps the past and evicts the session in progress."""
     kept = {}
     for policy in (Policy.LCBFU, Policy.LCBFU_AGED):
         empty(engine)

@@ -230,7 +230,7 @@ def test_scopes_of_several_dimensions_live_in_one_table(engine: Engine, reader: 
 
 
 def test_a_dead_neighbourhood_does_not_hide_the_living(engine: Engine, reader: Engine) -> None:
-    """FACTS: without iterative scans, lookups after an eviction came back empty."""
+    """Without iterative scans, lookups after an eviction came back empty."""
     scope = register(engine, Sharing.NAMESPACE)
     other = register(engine, Sharing.NAMESPACE, namespace="other")
     chance = random.Random(0)
