@@ -10,7 +10,7 @@ import logging
 import uuid
 
 from producer.contract import ErrorCode, GenerationJob
-from producer.errors import InvalidJob, JobConflict, UnknownModel
+from producer.errors import InvalidJob, JobConflict, JobFailed, UnknownModel
 from producer.models import ModelTable
 from producer.queues import bucket_queue
 from producer.trace import Traces
@@ -82,9 +82,16 @@ def read_job(task_id: str, fields: object) -> GenerationJob:
     return job
 
 
-def is_job_id(task_id: str) -> bool:
-    """Whether a Celery task id can be a job id: a UUID in its usual form."""
+def require_job_id(task_id: str) -> uuid.UUID:
+    """Read the job's id; raises JobFailed, for there is no job under another.
+
+    In one spelling only: trace, ledger and Celery's result are found by the id's text.
+    """
     try:
-        return str(uuid.UUID(task_id)) == task_id.lower()
-    except ValueError:
-        return False
+        job_id = uuid.UUID(task_id)
+    except (ValueError, AttributeError):  # AttributeError: not even text
+        job_id = None
+    if job_id is None or str(job_id) != task_id:
+        reason = f"the task id must be a UUID in lower case, not {task_id!r}"
+        raise JobFailed(ErrorCode.INVALID_JOB, reason)
+    return job_id

@@ -18,7 +18,7 @@ from producer.contract import CANCEL_TASK, GENERATE_TASK, ErrorCode
 from producer.errors import InvalidJob, JobFailed, UnknownModel
 from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE, admission_queue
 from producer.settings import ProducerSettings
-from workers.admission import is_job_id
+from workers.admission import require_job_id
 from workers.app import (
     ANNOUNCE_TASK,
     DELIVER_DUE_TASK,
@@ -66,7 +66,10 @@ def register(app: Celery, process: IoProcess) -> None:
 
 
 def _register_requests(app: Celery, process: IoProcess) -> None:
-    @app.task(name=GENERATE_TASK, bind=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]
+    # Not shown as started: it only begins to wait, or, if sent twice, has ended long ago.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=GENERATE_TASK, bind=True, throws=(JobFailed,), track_started=False
+    )
     def admit_task(task: Any, fields: object) -> None:
         admit(process, task.request.id, fields, queue=task.request.delivery_info["routing_key"])
         raise Ignore  # the job goes on elsewhere under the same id: store no result for it here
@@ -131,8 +134,7 @@ def _logged(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def admit(process: IoProcess, task_id: str, fields: object, *, queue: str) -> None:
     """Admit a foreign client's job; raises JobFailed where it is refused."""
-    if not is_job_id(task_id):
-        raise JobFailed(ErrorCode.INVALID_JOB, f"the task id must be a UUID, not {task_id!r}")
+    require_job_id(task_id)
     try:
         process.admission.admit(task_id, fields, queue=queue)
     except InvalidJob as error:

@@ -19,7 +19,7 @@ from producer.result import JobResult
 from workers.announcer import Announcer
 from workers.captures import CaptureKeeper
 from workers.denoising.engine import Engine
-from workers.denoising.errors import DenoisingError
+from workers.denoising.errors import DenoisingError, EngineClosed
 from workers.denoising.families.family import Encoding
 from workers.denoising.request import DenoiseRequest
 from workers.images import Images
@@ -70,12 +70,15 @@ def generate(received: ReceivedJob, bench: Workbench) -> Outcome:
     """Do the job, commit its end, and return it.
 
     Raises DuplicateDelivery when the job is not ours to do, ClaimLost when it is not any more,
-    StorageUnavailable when it stays uncommitted: then its lease lapses and the rescuer has it.
+    StorageUnavailable or EngineClosed when it stays uncommitted: then its lease lapses and the
+    rescuer has it.
     """
     claim = claim_job(received, bench)
     with bench.leases.hold(claim):
         try:
             drawn = draw(claim, bench)
+        except EngineClosed:
+            raise  # the worker ends, not the job
         except DenoisingError as error:
             return finish(claim, failure(claim, error), bench)
         outcome = finish(claim, drawn.result, bench)
@@ -156,8 +159,10 @@ def denoise_request(
 
 def finish(claim: Claim, result: JobResult, bench: Workbench) -> Outcome:
     """Step 8, and telling the client."""
-    delivery_id = bench.patience.outlast(lambda: bench.ledger.finish(claim, result))
-    bench.progress.forget(result.job_id)
+    try:
+        delivery_id = bench.patience.outlast(lambda: bench.ledger.finish(claim, result))
+    finally:
+        bench.progress.forget(result.job_id)
     bench.announcer.announce(result)
     return Outcome(result=result, delivery_id=delivery_id)
 

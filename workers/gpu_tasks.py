@@ -13,8 +13,9 @@ from producer.contract import GENERATE_TASK, ErrorCode, Status
 from producer.errors import InvalidJob, JobFailed
 from producer.queues import bucket_queues
 from producer.result import JobResult
-from workers.admission import is_job_id, read_job
+from workers.admission import read_job, require_job_id
 from workers.app import as_failure, build_app, run_worker, show_revoked
+from workers.denoising.errors import EngineClosed
 from workers.errors import ClaimLost, DuplicateDelivery, StorageUnavailable
 from workers.generate import ReceivedJob, generate
 from workers.gpu_process import GpuProcess, gpu_process
@@ -55,22 +56,25 @@ def register(app: Celery, process: GpuProcess) -> None:
 def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) -> JobResult:
     """Run one message to its job's committed end.
 
-    Raises celery's Ignore where nothing is to be stored or told: the job is somebody else's, or
-    stays uncommitted and comes back by the rescuer.
+    Of a job that had ended before the message came, that end, told once more: Celery has shown the
+    message as started. Raises celery's Ignore where nothing is to be stored or told: the job is
+    somebody else's, or stays uncommitted and comes back by the rescuer.
     """
-    if not is_job_id(task_id):
-        raise JobFailed(ErrorCode.INVALID_JOB, f"the task id must be a UUID, not {task_id!r}")
+    job_id = require_job_id(task_id)
     try:
         job = process.served_model.complete(read_job(task_id, fields))
     except InvalidJob as error:
         return _refuse(process, task_id, fields, queue, str(error))
-    received = ReceivedJob(job_id=UUID(task_id), job=job, queue=queue, received_at=utc_now())
+    received = ReceivedJob(job_id=job_id, job=job, queue=queue, received_at=utc_now())
     try:
         outcome = generate(received, process.bench)
-    except (DuplicateDelivery, ClaimLost) as error:
+    except DuplicateDelivery as error:
+        logger.info("%s", error, extra={"job_id": task_id})
+        return _end_before(process, job_id)
+    except ClaimLost as error:
         logger.info("%s", error, extra={"job_id": task_id})
         raise Ignore from error
-    except StorageUnavailable as error:
+    except (StorageUnavailable, EngineClosed) as error:
         logger.error("left to the rescuer: %s", error, extra={"job_id": task_id})
         raise Ignore from error
     process.publisher.nudge_delivery(outcome.delivery_id)
@@ -104,6 +108,13 @@ def _refuse(
         code=ErrorCode.INVALID_JOB,
         message=message,
     )
+    return result or _end_before(process, UUID(task_id))
+
+
+def _end_before(process: GpuProcess, job_id: UUID) -> JobResult:
+    """Tell how the job ended before; raises celery's Ignore where another worker holds it."""
+    bench = process.bench
+    result = bench.patience.outlast(lambda: bench.ledger.result(job_id))
     if result is None:
         raise Ignore
     return result

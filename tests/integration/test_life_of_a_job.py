@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,34 @@ def test_a_use_is_counted_with_the_steps_it_saved(process: GpuProcess, database:
 
 
 def test_a_job_that_ended_is_not_done_twice(process: GpuProcess) -> None:
-    job_id = run(process, fox()).job_id
+    first = run(process, fox())
+    assert run(process, fox(), first.job_id) == first
+
+
+def test_a_message_of_a_job_that_was_cancelled_tells_its_end_again(process: GpuProcess) -> None:
+    """It lay in its queue, and Celery has shown it as started by now."""
+    job_id = str(uuid.uuid4())
+    job = GenerationJob.from_wire(fox(model="tiny"))
+    ended = process.unclaimed.cancel(job_id, job, queue=QUEUE)
+    assert ended is not None
+    assert run(process, fox(), job_id) == ended
+
+
+def test_a_message_of_a_job_that_runs_elsewhere_is_ignored(process: GpuProcess) -> None:
+    job = process.served_model.complete(GenerationJob.from_wire(fox()))
+    job_id = uuid.uuid4()
+    process.bench.ledger.claim(job_id, job, queue=QUEUE, received_at=datetime.now(UTC))
+    with pytest.raises(Ignore):
+        run(process, fox(), str(job_id))
+
+
+def test_a_closed_engine_ends_no_job(process: GpuProcess, database: Engine) -> None:
+    """The job is left to another worker: its lease lapses, and the rescuer sends it again."""
+    process.bench.engine.close()
+    job_id = str(uuid.uuid4())
     with pytest.raises(Ignore):
         run(process, fox(), job_id)
+    assert row(database, job_id).status == "running"
 
 
 @pytest.mark.parametrize(
