@@ -146,10 +146,11 @@ class Traces:
             ],
         )
 
-    def show_progress(self, job_id: str, progress: Progress) -> None:
-        """Show how far a job is; no effect unless it is running."""
+    def show_progress(self, job_id: str, progress: Progress) -> bool:
+        """Show how far a job is; no effect unless it is running. False where it has ended."""
         value = f"{progress.steps_done}/{progress.steps_asked}"
-        self._progress(keys=[_key(job_id)], args=[value])
+        status = self._progress(keys=[_key(job_id)], args=[value])
+        return status is None or not Status(status).is_terminal
 
     def read(self, job_id: str) -> Trace:
         """Tell what is known of a job; raises UnknownJob."""

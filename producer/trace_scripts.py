@@ -26,11 +26,13 @@ redis.call('SADD', KEYS[4], ARGV[4])
 return 'created'
 """
 
-# KEYS: job, claimed.  ARGV: id, attempt.
+# KEYS: job, claimed.  ARGV: id, attempt. A word of an earlier attempt, come late, changes nothing.
 CLAIM: Final = """
-local list, sequence, status = unpack(redis.call('HMGET', KEYS[1], 'list', 'sequence', 'status'))
+local list, sequence, status, attempt =
+    unpack(redis.call('HMGET', KEYS[1], 'list', 'sequence', 'status', 'attempt'))
 if not list then return false end
-if status == 'submitted' or status == 'running' then
+local is_current = tonumber(ARGV[2]) >= tonumber(attempt)
+if is_current and (status == 'submitted' or status == 'running') then
     redis.call('HSET', KEYS[1], 'status', 'running', 'attempt', ARGV[2])
     redis.call('HDEL', KEYS[1], 'progress')
 end
@@ -52,10 +54,11 @@ return list
 """
 
 # KEYS: job.  ARGV: progress. A late word about a job that has ended, or is gone, is dropped.
+# Returns the job's status.
 PROGRESS: Final = """
-if redis.call('HGET', KEYS[1], 'status') ~= 'running' then return false end
-redis.call('HSET', KEYS[1], 'progress', ARGV[1])
-return ARGV[1]
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == 'running' then redis.call('HSET', KEYS[1], 'progress', ARGV[1]) end
+return status
 """
 
 # KEYS: job.  ARGV: id, status, attempt, result, retention.

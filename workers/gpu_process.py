@@ -191,5 +191,5 @@ def _announced(table: ModelTable, model: ServedModel, engine: Engine) -> Iterato
 
 def tell_progress(traces: Traces, publisher: Publisher, job_id: str, progress: Progress) -> None:
     """Show progress in the trace and to Celery's clients."""
-    traces.show_progress(job_id, progress)
-    publisher.show_progress(job_id, progress)
+    if traces.show_progress(job_id, progress):
+        publisher.show_progress(job_id, progress)

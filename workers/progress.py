@@ -23,7 +23,8 @@ class ProgressReporter:
     def __init__(self, tell: Callable[[str, Progress], None]) -> None:
         self._tell = tell
         self._latest: dict[str, Progress] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of _latest
+        self._telling = threading.Lock()  # held while one job's progress is told
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
@@ -34,9 +35,9 @@ class ProgressReporter:
             self._latest[job_id] = Progress(steps_done=steps_done, steps_asked=steps_asked)
 
     def forget(self, job_id: str) -> None:
-        """Say nothing more about a job that has ended."""
-        with self._lock:
-            self._latest.pop(job_id, None)
+        """Say nothing more about a job, nor be in the middle of it: its end is shown next."""
+        with self._telling:
+            self._take(job_id)
 
     def close(self) -> None:
         """Stop telling."""
@@ -46,12 +47,18 @@ class ProgressReporter:
     def _run(self) -> None:
         while not self._closing.wait(_PERIOD_S):
             with self._lock:
-                latest, self._latest = self._latest, {}
-            for job_id, progress in latest.items():
-                self._tell_one(job_id, progress)
+                job_ids = list(self._latest)
+            for job_id in job_ids:
+                self._tell_one(job_id)
 
-    def _tell_one(self, job_id: str, progress: Progress) -> None:
+    def _tell_one(self, job_id: str) -> None:
         try:
-            self._tell(job_id, progress)
+            with self._telling:
+                if (progress := self._take(job_id)) is not None:
+                    self._tell(job_id, progress)
         except (redis.RedisError, BrokerAway) as error:
             logger.debug("progress not told: %s", error, extra={"job_id": job_id})
+
+    def _take(self, job_id: str) -> Progress | None:
+        with self._lock:
+            return self._latest.pop(job_id, None)

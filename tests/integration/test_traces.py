@@ -74,6 +74,22 @@ def test_a_trace_tells_what_was_submitted(traces: Traces) -> None:
     assert GenerationJob.from_wire(trace.job).prompt == "a fox"
 
 
+def test_an_earlier_attempt_that_wakes_does_not_show_itself(traces: Traces) -> None:
+    job_id = create(traces)
+    traces.mark_running(job_id, 2)
+    traces.mark_running(job_id, 1)
+    assert traces.read(job_id).attempt == 2
+
+
+def test_progress_of_a_job_that_ended_is_not_shown_anywhere(traces: Traces) -> None:
+    job_id = create(traces)
+    traces.mark_running(job_id, 1)
+    assert traces.show_progress(job_id, Progress(steps_done=1, steps_asked=2))
+    traces.mark_finished(ended(job_id, Status.FAILED))
+    assert not traces.show_progress(job_id, Progress(steps_done=2, steps_asked=2))
+    assert traces.read(job_id).progress is None
+
+
 def test_no_trace_is_unknown(traces: Traces) -> None:
     with pytest.raises(UnknownJob, match="never submitted here, or past its retention"):
         traces.read(str(uuid.uuid4()))
