@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 
 import redis
+from sqlalchemy.exc import SQLAlchemyError
 
 from producer.result import JobResult
 from producer.trace import Traces
@@ -41,14 +42,24 @@ class Announcer:
             logger.warning("start of job %s not announced: %s", claim.job_id, error)
 
     def announce(self, result: JobResult) -> bool:
-        """Show the end of a job; False when the broker is away: then `announce_due` does it."""
+        """Show the end of a job; False where broker or database is away: `announce_due` is next.
+
+        Never raises for either: the end is committed, and its task must not seem to have failed.
+        """
         try:
             self._traces.mark_finished(result)
             self._show_end(result)
         except (redis.RedisError, BrokerAway) as error:
             logger.warning("end of job %s not announced yet: %s", result.job_id, error)
             return False
-        self._ledger.mark_announced(uuid.UUID(result.job_id))
+        return self._mark_announced(result.job_id)
+
+    def _mark_announced(self, job_id: str) -> bool:
+        try:
+            self._ledger.mark_announced(uuid.UUID(job_id))
+        except SQLAlchemyError as error:
+            logger.warning("end of job %s will be announced again: %s", job_id, error)
+            return False
         return True
 
     def announce_due(self, *, older_than_s: float, limit: int) -> list[JobResult]:
