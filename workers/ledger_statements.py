@@ -40,8 +40,10 @@ END_UNCLAIMED = text("""
     VALUES (:id, :namespace, :owner, :model, :queue, CAST(:job AS jsonb), :payload_hash, :status, 0,
             :submitted_at, now(), :deadline_at, CAST(:result AS jsonb))
     ON CONFLICT (id) DO UPDATE
-       SET status = EXCLUDED.status, finished_at = now(), result = EXCLUDED.result
+       SET status = EXCLUDED.status, finished_at = now(), result = EXCLUDED.result,
+           lease_expires_at = NULL
      WHERE jobs.status = 'submitted'
+        OR (jobs.status = 'running' AND jobs.lease_expires_at < now())
     RETURNING id
 """)
 

@@ -89,8 +89,7 @@ class Rescuer:
         self._ledger.give_back(lapsed)
 
     def _give_up(self, lapsed: LapsedJob) -> bool:
-        if not self._ledger.give_back(lapsed):
-            return False
+        """In one transaction: a job given back with no attempt left would be nobody's."""
         ended = self._unclaimed.fail(
             str(lapsed.job_id),
             lapsed.job,

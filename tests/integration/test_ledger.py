@@ -144,6 +144,17 @@ def test_a_lapsed_job_can_be_given_back_and_ended(engine: Engine) -> None:
     assert at.lapsed(limit=10) == []
 
 
+def test_a_lapsed_job_can_be_ended_at_once(engine: Engine) -> None:
+    at = ledger(engine)
+    held = claim(at)
+    with pytest.raises(DuplicateDelivery):
+        at.end_unclaimed(held.job, ended(held, Status.FAILED), queue=QUEUE, received_at=NOW)
+    let_leases_lapse(engine)
+    at.end_unclaimed(held.job, ended(held, Status.FAILED), queue=QUEUE, received_at=NOW)
+    with pytest.raises(ClaimLost):
+        at.finish(held, ended(held))
+
+
 def test_only_a_running_job_takes_a_request_to_cancel(engine: Engine) -> None:
     at = ledger(engine)
     assert not at.request_cancel(uuid.uuid4())
