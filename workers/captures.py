@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from typing import Final
 
 from cache.approximate import ApproximateCache
@@ -39,8 +40,13 @@ class CaptureKeeper:
 
     def close(self) -> None:
         """Store what waits, for a few seconds at most, and stop."""
-        self._waiting.put(None)
-        self._thread.join(_CLOSE_TIMEOUT_S)
+        give_up_at = time.monotonic() + _CLOSE_TIMEOUT_S
+        try:
+            self._waiting.put(None, timeout=_CLOSE_TIMEOUT_S)
+        except queue.Full:
+            logger.warning("states dropped: the store hangs with %d behind", self._waiting.qsize())
+            return
+        self._thread.join(max(0.0, give_up_at - time.monotonic()))
 
     def _run(self) -> None:
         while (states := self._waiting.get()) is not None:
