@@ -73,9 +73,14 @@ class QueueFull(ProducerError):
 
 
 class JobFailed(ProducerError):
-    """The job ended without an image."""
+    """The job ended without an image.
 
-    def __init__(self, code: str, message: str) -> None:
+    Takes code and message, or both in one line: that is what Celery's JSON leaves of it.
+    """
+
+    def __init__(self, code: str, message: str | None = None) -> None:
+        if message is None:
+            code, _, message = code.partition(": ")
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message

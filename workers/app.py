@@ -41,6 +41,7 @@ def build_app(producer: ProducerSettings, worker: WorkerSettings) -> Celery:
         producer.broker_url,
         # A message is acknowledged when its job has ended; the ledger makes redelivery harmless.
         task_acks_late=True,
+        worker_consumer="workers.consumer:SteadyConsumer",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
