@@ -20,12 +20,17 @@ def refusal(error: ValidationError, form: type[BaseModel]) -> InvalidJob:
 
 def _field(path: tuple[str, ...]) -> str:
     """The field's name; a client's own key may be long, or not even Unicode."""
-    field = ".".join(path).encode("ascii", "backslashreplace").decode() or "job"
+    field = ".".join(path).encode("unicode_escape").decode() or "job"
     return field if len(field) <= _FIELD_CHARACTERS_MAX else field[:_FIELD_CHARACTERS_MAX] + "..."
 
 
+def _printable(text: str) -> str:
+    """Escape what a terminal, or PostgreSQL, does not take: pydantic quotes what was sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _reason(schema: dict[str, Any], path: tuple[str, ...], kind: str, message: str) -> str:
-    message = message[0].lower() + message[1:]
+    message = _printable(message[0].lower() + message[1:])
     match kind:
         case "missing":
             return "is required"

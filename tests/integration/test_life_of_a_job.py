@@ -20,6 +20,7 @@ from cache.settings import CacheSettings
 from migrations.migrate import upgrade
 from producer.broker import open_connection
 from producer.contract import CacheOutcome, ErrorCode, GenerationJob, Status
+from producer.errors import JobFailed
 from producer.result import JobResult
 from producer.settings import ProducerSettings
 from producer.trace import Traces
@@ -205,6 +206,12 @@ def test_an_invalid_job_fails_with_its_field_and_limit(
     assert result.error.code is ErrorCode.INVALID_JOB
     assert result.error.message.startswith(message)
     assert row(database, result.job_id).status == "failed"
+
+
+@pytest.mark.parametrize("task_id", ["seven", str(uuid.UUID(int=10)).upper(), ""])
+def test_an_id_that_is_no_job_id_is_refused(process: GpuProcess, task_id: str) -> None:
+    with pytest.raises(JobFailed, match="the task id must be a UUID in lower case"):
+        run_job(process, task_id, fox(), queue=QUEUE)
 
 
 def test_an_invalid_job_is_called_back(process: GpuProcess, database: Engine) -> None:

@@ -90,6 +90,13 @@ def test_a_bad_job_is_refused_naming_the_field_and_the_limit(fields: Any, messag
     assert str(raised.value).startswith(message)
 
 
+@pytest.mark.parametrize("fields", [{"a\x00": 1}, {"job_id": "\x00"}, {"priority": "\x1b["}])
+def test_what_was_sent_is_quoted_without_control_characters(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidJob) as raised:
+        GenerationJob.from_wire({"prompt": "x", **fields})
+    assert str(raised.value).isprintable()
+
+
 def test_an_unknown_field_is_named_short_and_printable() -> None:
     with pytest.raises(InvalidJob) as raised:
         GenerationJob.from_wire({"prompt": "x", "\N{SNOWMAN}" * 1_000: 1})
@@ -144,6 +151,7 @@ def test_whatever_is_sent_is_refused_in_words_or_round_trips(sent: Any) -> None:
     if refused is not None:
         assert refused.field.isascii()
         assert refused.reason
+        assert str(refused).isprintable()  # PostgreSQL takes no U+0000, and terminals obey escapes
         return
     again = GenerationJob.from_wire(json.loads(canonical_json(job.to_wire())))
     assert again == job
