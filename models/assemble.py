@@ -15,12 +15,22 @@ from safetensors.torch import save_file
 from models import loop, networks
 from models.judge_net import JudgeNet
 from models.libraries import diffusers
+from models.rendering import SIDE
+from models.sampling import GUIDANCE_SCALE, NUM_STEPS
 from models.scenes import STYLES, SUBJECTS
 from models.stages import vae
 from models.stages.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+RECOMMENDED = {
+    "height": SIDE,
+    "width": SIDE,
+    "size_min": SIDE,
+    "size_max": SIDE,
+    "num_inference_steps": NUM_STEPS,
+    "guidance_scale": GUIDANCE_SCALE,
+}  # what a worker offers when a job does not say
 ATLAS_SIDE = 64  # pixels of a sprite in the atlas that ships with the judge
 
 
@@ -47,6 +57,7 @@ def pipeline(work: Workspace, folder: Path) -> None:
     built.to(dtype=torch.float16).save_pretrained(folder)
     clip.half().save_pretrained(folder / "clip")
     tokenizer.save_pretrained(folder / "clip")
+    (folder / "nirvana.json").write_text(json.dumps(RECOMMENDED, indent=2) + "\n")
     for config in folder.rglob("*.json"):
         _forget_paths(config)
     logger.info("wrote %s from step %d", folder, loop.load_checkpoint(checkpoint)["step"])

@@ -7,7 +7,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ def seconds_per_image(pipeline: Any) -> float:
     return round(statistics.median(times), 3)
 
 
-def evaluate(model: Path, *, num_prompts: int) -> Report:
-    """Generate a picture for every prompt and have it judged."""
+def evaluate(model: Path, *, num_prompts: int, rows: Path | None = None) -> Report:
+    """Generate a picture for every prompt and have it judged; `rows` takes each verdict."""
     pipeline, judge = sampling.load_pipeline(model), Judge.load()
     seconds = seconds_per_image(pipeline)
     logger.info("%.2f s for a picture; drawing %d", seconds, num_prompts)
@@ -99,6 +99,8 @@ def evaluate(model: Path, *, num_prompts: int) -> Report:
     images = sampling.generate(pipeline, prompts, range(num_prompts))
     right = judge.accuracy(images, scenes)
     cosines = ClipScorer.load(model / CLIP.name).score(images, prompts)
+    if rows:
+        rows.write_text("".join(_verdicts(scenes, prompts, right)))
     overall = shares(right, range(num_prompts))
     return Report(
         subject_top1=overall["subject"],
@@ -115,6 +117,17 @@ def evaluate(model: Path, *, num_prompts: int) -> Report:
     )
 
 
+def _verdicts(
+    scenes: list[Scene], prompts: list[str], right: dict[str, list[bool]]
+) -> Iterator[str]:
+    """Yield a JSON line for each prompt: what it was, and which attributes were found."""
+    for row, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
+        held_out = is_held_out(scene.subject, scene.background)
+        found = {name: answers[row] for name, answers in right.items()}
+        line = {"prompt": prompt, "subject": scene.subject, "held_out": held_out, "found": found}
+        yield json.dumps(line) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the report, as JSON in one last line or as a table."""
     parser = argparse.ArgumentParser(description="Measure the small model.")
@@ -122,13 +135,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judge-only", action="store_true", help="only examine the judge")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS)
     parser.add_argument("--model", type=Path, default=sampling.SMALL)
+    parser.add_argument("--rows", type=Path, help="a file for one JSON line a prompt")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     fields: dict[str, Any]
     if options.judge_only:
         fields = {"judge_on_real": examine_judge(Judge.load())}
     else:
-        fields = asdict(evaluate(options.model, num_prompts=options.prompts))
+        fields = asdict(evaluate(options.model, num_prompts=options.prompts, rows=options.rows))
     if options.json:
         print(json.dumps(fields))  # noqa: T201 - the command's output
     else:

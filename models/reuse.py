@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure what reused states do.")
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--model", type=Path, default=sampling.SMALL)
-    parser.add_argument("--out", type=Path, default=sampling.SMALL)
+    parser.add_argument("--out", type=Path, default=sampling.CARD)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     pairs = draw_pairs(options.pairs)

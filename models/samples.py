@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Draw the first prompts of a fixed seed, none left out."""
     parser = argparse.ArgumentParser(description="Draw uncurated samples.")
     parser.add_argument("--model", type=Path, default=sampling.SMALL)
-    parser.add_argument("--out", type=Path, default=sampling.SMALL / "samples.png")
+    parser.add_argument("--out", type=Path, default=sampling.CARD / "samples.png")
     parser.add_argument("--prompts", type=int, default=NUM_PROMPTS)
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(SEED)

@@ -18,6 +18,7 @@ from models.libraries import diffusers
 NUM_STEPS = 50
 GUIDANCE_SCALE = 4.0
 SMALL = Path(__file__).parent / "small"
+CARD = Path(__file__).parent / "card"  # numbers and figures: no part of the model's folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
