@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from producer.contract import ErrorCode, GenerationJob, Priority, Status
+from producer.errors import UnknownJob
 from producer.trace import Traces, WaitingJob
 from workers.app import Publisher
 from workers.ledger import LapsedJob, Ledger
@@ -68,16 +72,22 @@ class Rescuer:
         returning = [job for job in lapsed if job.attempt < self._attempts_max]
         for job in returning:
             self._take_back(job)
-        waiting = list(self._traces.waiting(limit_per_list=_JOBS_PER_RUN_MAX))
-        expired = [job for job in waiting if self._expire(job)]
-        lost = [job for job in waiting if job not in expired and self._is_lost(job)]
-        for unclaimed in lost:
-            self._send_again(unclaimed)
+        num_expired, lost = 0, []
+        for waiting in list(self._traces.waiting(limit_per_list=_JOBS_PER_RUN_MAX)):
+            with _one_job_alone(waiting.job_id):
+                if self._expire(waiting):
+                    num_expired += 1
+                elif self._is_lost(waiting):
+                    lost.append(waiting)
+        # After the look at all lists: a message sent again makes its list look alive.
+        for waiting in lost:
+            with _one_job_alone(waiting.job_id):
+                self._send_again(waiting)
         return RescueReport(
             taken_back=len(returning),
             sent_again=len(lost),
             given_up=sum(self._give_up(job) for job in exhausted),
-            expired=len(expired),
+            expired=num_expired,
         )
 
     def _take_back(self, lapsed: LapsedJob) -> None:
@@ -128,3 +138,12 @@ class Rescuer:
             message=f"not started within {job.deadline_s:g} s",
         )
         return ended is not None
+
+
+@contextmanager
+def _one_job_alone(job_id: str) -> Iterator[None]:
+    """Let no trace that has just expired, or that another version wrote, hold up the others."""
+    try:
+        yield
+    except (UnknownJob, ValidationError) as error:
+        logger.error("cannot be rescued: %s", error, extra={"job_id": job_id})

@@ -194,5 +194,14 @@ def test_a_waiting_job_is_cancelled_where_it_waits(bench: Bench) -> None:
     assert not bench.cancellation.cancel(job_id)
 
 
+def test_a_trace_that_cannot_be_read_keeps_no_other_job_waiting(bench: Bench) -> None:
+    unreadable = bench.submit(publish=False)
+    bench.connection.hset(f"nirvana:job:{unreadable}", "wire", '{"version": 2}')
+    job_id = bench.submit(publish=False)
+    bench.clock.now += GRACE_S
+    bench.rescuer.run()
+    assert bench.published() == [job_id]
+
+
 def test_cancelling_what_was_never_submitted_does_nothing(bench: Bench) -> None:
     assert not bench.cancellation.cancel(str(uuid.uuid4()))
