@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.exceptions import BackendError, Ignore
+from celery.platforms import EX_FAILURE
+from celery.worker import state
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
@@ -137,6 +139,11 @@ def show_revoked(task: Any, job_id: str) -> Ignore:
     task.backend.mark_as_revoked(job_id, reason="cancelled", request=task.request)
     task.send_event("task-revoked", terminated=False, signum=None, expired=False)
     return Ignore()
+
+
+def stop_worker() -> None:
+    """Have this process's worker end soon, as failed, so that its supervisor starts another."""
+    state.should_stop = EX_FAILURE
 
 
 def run_worker(app: Celery, *, name: str, queues: Sequence[str], concurrency: int) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 from uuid import UUID
 
 from celery import Celery
@@ -14,7 +17,8 @@ from producer.errors import InvalidJob, JobFailed
 from producer.queues import bucket_queues
 from producer.result import JobResult
 from workers.admission import read_job, require_job_id
-from workers.app import as_failure, build_app, run_worker, show_revoked
+from workers.app import as_failure, build_app, run_worker, show_revoked, stop_worker
+from workers.denoising.engine import Engine
 from workers.denoising.errors import EngineClosed
 from workers.errors import ClaimLost, DuplicateDelivery, StorageUnavailable
 from workers.generate import ReceivedJob, generate
@@ -24,18 +28,42 @@ from workers.unclaimed import readable_part, utc_now
 
 logger = logging.getLogger(__name__)
 
+_WATCH_EVERY_S: Final = 0.2
+
 
 def serve(settings: ProcessSettings) -> int:
     """Load the model and serve its queues until told to stop; returns the exit status."""
     app = build_app(settings.producer, settings.worker)
     with gpu_process(settings, app) as process:
         register(app, process)
-        return run_worker(
-            app,
-            name=f"gpu-{settings.worker.model}",
-            queues=bucket_queues(settings.worker.model, settings.producer.namespace_buckets),
-            concurrency=settings.worker.jobs_in_flight,
-        )
+        with ending_with(process.bench.engine):
+            return run_worker(
+                app,
+                name=f"gpu-{settings.worker.model}",
+                queues=bucket_queues(settings.worker.model, settings.producer.namespace_buckets),
+                concurrency=settings.worker.jobs_in_flight,
+            )
+
+
+@contextmanager
+def ending_with(engine: Engine) -> Iterator[None]:
+    """Stop the worker when its engine ends on its own: it could take jobs, and do none."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_WATCH_EVERY_S):
+            if engine.is_closed:
+                logger.critical("the engine has ended, and so does this worker")
+                stop_worker()
+                return
+
+    thread = threading.Thread(target=watch, name="engine-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def register(app: Celery, process: GpuProcess) -> None:
