@@ -104,4 +104,8 @@ def shown_address(broker_url: str) -> str:
 
 
 def _redis_url(broker_url: str) -> str:
-    return broker_url.replace("valkey://", "redis://", 1)
+    url = broker_url.replace("valkey://", "redis://", 1)
+    if url.startswith("rediss://") and "ssl_cert_reqs=" not in url:
+        # Celery's backend refuses an address that leaves it open; redis-py checks anyway.
+        url += ("&" if "?" in url else "?") + "ssl_cert_reqs=required"
+    return url
