@@ -30,14 +30,13 @@ from workers.app import (
     run_worker,
 )
 from workers.delivery.deliver import deliver
-from workers.io_process import IoProcess, io_process
+from workers.io_process import CONCURRENCY, IoProcess, io_process
 from workers.process_settings import ProcessSettings
 from workers.settings import WorkerSettings
 from workers.unclaimed import utc_now
 
 logger = logging.getLogger(__name__)
 
-_CONCURRENCY: Final = 8
 # What a report tells also where nothing was done.
 _STANDING: Final = frozenset({"live_bytes", "is_repaired", "is_complete"})
 _ENDS_PER_RUN_MAX: Final = 1_000
@@ -50,7 +49,7 @@ def serve(settings: ProcessSettings) -> int:
     with io_process(settings, app) as process:
         register(app, process)
         queues = [IO_QUEUE, MAINTENANCE_QUEUE, admission_queue(settings.worker.model)]
-        return run_worker(app, name="io", queues=queues, concurrency=_CONCURRENCY)
+        return run_worker(app, name="io", queues=queues, concurrency=CONCURRENCY)
 
 
 def run_beat(producer: ProducerSettings, worker: WorkerSettings, *, schedule_path: Path) -> None:
@@ -80,7 +79,7 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
 
     @app.task(name=DELIVER_TASK)  # type: ignore[untyped-decorator]
     def deliver_task(delivery_id: str) -> dict[str, int]:
-        return deliver_now(process, UUID(delivery_id))
+        return deliver_first(process, UUID(delivery_id))
 
 
 def _register_maintenance(app: Celery, process: IoProcess) -> None:
@@ -111,6 +110,16 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
             )
         ),
     )
+
+
+def deliver_first(process: IoProcess, delivery_id: UUID) -> dict[str, int]:
+    """Attempt a delivery at once, or leave it to the sweep where many are being attempted."""
+    if not process.first_deliveries.acquire(blocking=False):
+        return {}
+    try:
+        return deliver_now(process, delivery_id)
+    finally:
+        process.first_deliveries.release()
 
 
 def deliver_now(process: IoProcess, delivery_id: UUID | None = None) -> dict[str, int]:

@@ -5,9 +5,9 @@ No torch, even indirectly (a test holds it): it runs on machines without a GPU.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -25,9 +25,7 @@ from producer.models import ModelTable
 from producer.trace import Traces
 from workers.admission import Admission
 from workers.announcer import Announcer
-from workers.app import (
-    Publisher,
-)
+from workers.app import Publisher
 from workers.cancellation import Cancellation
 from workers.delivery.deliver import DeliverySettings
 from workers.ledger import Ledger
@@ -35,13 +33,9 @@ from workers.process_settings import ProcessSettings
 from workers.rescuer import Rescuer
 from workers.unclaimed import UnclaimedJobs
 
-logger = logging.getLogger(__name__)
-
-_CONCURRENCY: Final = 8
-# What a report tells also where nothing was done.
-_STANDING: Final = frozenset({"live_bytes", "is_repaired", "is_complete"})
-_ENDS_PER_RUN_MAX: Final = 1_000
-_ANNOUNCE_GRACE_S: Final = 5.0  # the worker that ended the job tells it first
+CONCURRENCY: Final = 16
+# Receivers that answer slowly, or never, must leave threads for cancelling and rescuing.
+_FIRST_DELIVERIES_MAX: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +50,7 @@ class IoProcess:
     cancellation: Cancellation
     rescuer: Rescuer
     delivery: DeliverySettings
+    first_deliveries: threading.Semaphore  #: how many nudged webhooks may be sent at once
 
 
 class ValkeyLists:
@@ -78,7 +73,7 @@ def io_process(settings: ProcessSettings, app: Celery) -> Iterator[IoProcess]:
         connection = stack.enter_context(closing(open_connection(settings.producer.broker_url)))
         database = connect(
             settings.cache.database_url.get_secret_value(),
-            pool_size=_CONCURRENCY + 2,
+            pool_size=CONCURRENCY + 2,
             application_name="nirvana-io",
         )
         stack.callback(database.dispose)
@@ -133,4 +128,5 @@ def _compose(
             allow_private_addresses=worker.webhook_allow_private_addresses,
             default_secret=worker.webhook_secret,
         ),
+        first_deliveries=threading.BoundedSemaphore(_FIRST_DELIVERIES_MAX),
     )
