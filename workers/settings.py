@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -70,3 +70,11 @@ class WorkerSettings(BaseSettings):
     """How often objects without rows, and rows without objects, are looked for."""
     announce_every_s: float = Field(default=5.0, gt=0)
     """How often ends are told that no client could be told of at once."""
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _keeps_leases_alive(cls, heartbeat_s: float, others: ValidationInfo) -> float:
+        lease_s = others.data.get("lease_s", heartbeat_s * 2)
+        if heartbeat_s > lease_s / 2:
+            raise ValueError(f"must be at most half of NIRVANA_LEASE_S, which is {lease_s:g}")
+        return heartbeat_s
