@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 from uuid import UUID
 
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore
 
 from producer.contract import GENERATE_TASK, ErrorCode, Status
@@ -23,6 +23,7 @@ from workers.denoising.errors import EngineClosed
 from workers.errors import ClaimLost, DuplicateDelivery, StorageUnavailable
 from workers.generate import ReceivedJob, generate
 from workers.gpu_process import GpuProcess, gpu_process
+from workers.patience import Patience
 from workers.process_settings import ProcessSettings
 from workers.unclaimed import readable_part, utc_now
 
@@ -36,6 +37,8 @@ def serve(settings: ProcessSettings) -> int:
     app = build_app(settings.producer, settings.worker)
     with gpu_process(settings, app) as process:
         register(app, process)
+        end_patience = _ending(process.bench.patience)
+        signals.worker_shutting_down.connect(end_patience)
         with ending_with(process.bench.engine):
             return run_worker(
                 app,
@@ -43,6 +46,15 @@ def serve(settings: ProcessSettings) -> int:
                 queues=bucket_queues(settings.worker.model, settings.producer.namespace_buckets),
                 concurrency=settings.worker.jobs_in_flight,
             )
+
+
+def _ending(patience: Patience) -> Callable[..., None]:
+    """What to do when told to stop: jobs that wait for their storage are left to the rescuer."""
+
+    def end_patience(**_: object) -> None:
+        patience.close()
+
+    return end_patience
 
 
 @contextmanager
