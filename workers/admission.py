@@ -74,6 +74,13 @@ class Admission:
         self._unclaimed.fail(task_id, job, queue=queue, code=code, message=message)
 
 
+def only_argument(arguments: tuple[object, ...], named: dict[str, object]) -> object:
+    """Take the one positional argument; what else was sent is no job, and is told so in words."""
+    if len(arguments) == 1 and not named:
+        return arguments[0]
+    return [*arguments, *([named] if named else [])]
+
+
 def read_job(task_id: str, fields: object) -> GenerationJob:
     """Check a message; raises InvalidJob, also when the job's id is not the message's."""
     job = GenerationJob.from_wire(fields)

@@ -18,7 +18,7 @@ from producer.contract import CANCEL_TASK, GENERATE_TASK, ErrorCode
 from producer.errors import InvalidJob, JobFailed, UnknownModel
 from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE, admission_queue
 from producer.settings import ProducerSettings
-from workers.admission import require_job_id
+from workers.admission import only_argument, require_job_id
 from workers.app import (
     ANNOUNCE_TASK,
     DELIVER_DUE_TASK,
@@ -69,7 +69,8 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
     @app.task(  # type: ignore[untyped-decorator]
         name=GENERATE_TASK, bind=True, throws=(JobFailed,), track_started=False
     )
-    def admit_task(task: Any, fields: object) -> None:
+    def admit_task(task: Any, *arguments: object, **named: object) -> None:
+        fields = only_argument(arguments, named)
         admit(process, task.request.id, fields, queue=task.request.delivery_info["routing_key"])
         raise Ignore  # the job goes on elsewhere under the same id: store no result for it here
 

@@ -16,7 +16,7 @@ from producer.contract import GENERATE_TASK, ErrorCode, Status
 from producer.errors import InvalidJob, JobFailed
 from producer.queues import bucket_queues
 from producer.result import JobResult
-from workers.admission import read_job, require_job_id
+from workers.admission import only_argument, read_job, require_job_id
 from workers.app import as_failure, build_app, run_worker, show_revoked, stop_worker
 from workers.denoising.engine import Engine
 from workers.denoising.errors import EngineClosed
@@ -82,7 +82,8 @@ def register(app: Celery, process: GpuProcess) -> None:
     """Add the task to the app."""
 
     @app.task(name=GENERATE_TASK, bind=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]
-    def generate_task(task: Any, fields: object) -> dict[str, Any]:
+    def generate_task(task: Any, *arguments: object, **named: object) -> dict[str, Any]:
+        fields = only_argument(arguments, named)
         result: JobResult = run_job(process, task.request.id, fields, queue=_queue_of(task))
         match result.status:
             case Status.SUCCEEDED:

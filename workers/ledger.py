@@ -169,6 +169,12 @@ class Ledger:
         with self._engine.begin() as connection:
             return connection.execute(statements.GIVE_BACK, values).one_or_none() is not None
 
+    def given_back(self, *, older_than_s: float, limit: int) -> list[LapsedJob]:
+        """Jobs given back that nobody has claimed again, the longest since their claim first."""
+        values = {"older_than_s": older_than_s, "limit": limit}
+        with self._engine.connect() as connection:
+            return [_to_lapsed(row) for row in connection.execute(statements.GIVEN_BACK, values)]
+
     def unannounced(self, *, older_than_s: float, limit: int) -> list[JobResult]:
         """Results that the trace was not told of within `older_than_s` of the job's end."""
         values = {"older_than_s": older_than_s, "limit": limit}

@@ -67,6 +67,14 @@ GIVE_BACK = text("""
     RETURNING id
 """)
 
+GIVEN_BACK = text("""
+    SELECT id, attempt, queue, job
+      FROM jobs
+     WHERE status = 'submitted' AND claimed_at < now() - make_interval(secs => :older_than_s)
+     ORDER BY claimed_at
+     LIMIT :limit
+""")
+
 UNANNOUNCED = text("""
     SELECT id, result
       FROM jobs

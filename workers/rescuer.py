@@ -22,6 +22,7 @@ from workers.unclaimed import UnclaimedJobs
 logger = logging.getLogger(__name__)
 
 _JOBS_PER_RUN_MAX = 1_000
+_FORGOTTEN_AFTER_S = 60.0
 
 
 class BrokerLists(Protocol):
@@ -85,7 +86,7 @@ class Rescuer:
                 self._send_again(waiting)
         return RescueReport(
             taken_back=len(returning),
-            sent_again=len(lost),
+            sent_again=len(lost) + sum(self._trace_again(job) for job in self._forgotten()),
             given_up=sum(self._give_up(job) for job in exhausted),
             expired=num_expired,
         )
@@ -98,6 +99,23 @@ class Rescuer:
         self._publisher.send_job(job_id, lapsed.job, queue=lapsed.queue)
         self._ledger.give_back(lapsed)
 
+    def _forgotten(self) -> list[LapsedJob]:
+        """Jobs given back long ago; after a loss of the broker's data only their rows remain."""
+        return self._ledger.given_back(older_than_s=_FORGOTTEN_AFTER_S, limit=_JOBS_PER_RUN_MAX)
+
+    def _trace_again(self, job: LapsedJob) -> bool:
+        """Send a job again whose trace is gone too; one that has a trace waits its turn."""
+        job_id = str(job.job_id)
+        try:
+            self._traces.read(job_id)
+        except UnknownJob:
+            self._traces.create(job_id, job.job, payload_hash=job.job.payload_hash, queue=job.queue)
+        else:
+            return False
+        logger.warning("trace and message lost, sent again", extra={"job_id": job_id})
+        self._publisher.send_job(job_id, job.job, queue=job.queue)
+        return True
+
     def _give_up(self, lapsed: LapsedJob) -> bool:
         """In one transaction: a job given back with no attempt left would be nobody's."""
         ended = self._unclaimed.fail(
@@ -105,7 +123,7 @@ class Rescuer:
             lapsed.job,
             queue=lapsed.queue,
             code=ErrorCode.ATTEMPTS_EXHAUSTED,
-            message=f"the job's worker died in each of {lapsed.attempt} attempts",
+            message=f"none of {lapsed.attempt} attempts came to an end; see the workers' logs",
             attempt=lapsed.attempt,
         )
         return ended is not None

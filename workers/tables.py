@@ -56,7 +56,7 @@ jobs = Table(
     Column("result", JSONB),
     Column("steps_asked", Integer),
     Column("steps_run", Integer),
-    Column("announced_at", _INSTANT, comment="when trace and Celery state were told of the end"),
+    Column("announced_at", _INSTANT, comment="when the trace was told of the end"),
     CheckConstraint(
         "status IN ('submitted', 'running', 'succeeded', 'failed', 'cancelled')", name="status"
     ),
@@ -68,6 +68,7 @@ jobs = Table(
         name="only_ended_jobs_have_finished",
     ),
     Index("ix_jobs_lapsing_lease", "lease_expires_at", postgresql_where=text("status = 'running'")),
+    Index("ix_jobs_given_back", "claimed_at", postgresql_where=text("status = 'submitted'")),
     Index(
         "ix_jobs_unannounced",
         "finished_at",

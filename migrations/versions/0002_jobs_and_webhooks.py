@@ -49,9 +49,7 @@ def _create_jobs() -> None:
         sa.Column("result", JSONB),
         sa.Column("steps_asked", sa.Integer),
         sa.Column("steps_run", sa.Integer),
-        sa.Column(
-            "announced_at", INSTANT, comment="when trace and Celery state were told of the end"
-        ),
+        sa.Column("announced_at", INSTANT, comment="when the trace was told of the end"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.CheckConstraint(
             "status IN ('submitted', 'running', 'succeeded', 'failed', 'cancelled')",
@@ -71,6 +69,12 @@ def _create_jobs() -> None:
         "jobs",
         ["lease_expires_at"],
         postgresql_where=sa.text("status = 'running'"),
+    )
+    op.create_index(
+        "ix_jobs_given_back",
+        "jobs",
+        ["claimed_at"],
+        postgresql_where=sa.text("status = 'submitted'"),
     )
     op.create_index(
         "ix_jobs_unannounced",

@@ -162,6 +162,20 @@ def test_the_job_of_a_dead_worker_is_sent_again(bench: Bench) -> None:
     assert bench.rescuer.run().taken_back == 0
 
 
+def test_a_job_given_back_outlives_the_loss_of_the_broker(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.claim(job_id)
+    bench.let_leases_lapse()
+    assert bench.rescuer.run().taken_back == 1
+    bench.connection.flushdb()
+    with bench.engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET claimed_at = now() - interval '1 hour'"))
+    assert bench.rescuer.run().sent_again == 1
+    assert bench.published() == [job_id]
+    assert bench.traces.read(job_id).status is Status.SUBMITTED
+    assert bench.rescuer.run() == NOTHING
+
+
 def test_a_job_that_kills_every_worker_fails(bench: Bench) -> None:
     job_id = bench.submit()
     for _ in range(2):
