@@ -19,7 +19,7 @@ from models.stages.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 EMPTY_SHARE = 0.1  # captions left out, for classifier-free guidance
-NOISE_BIAS = 0.5  # exponent below 1: more of the timesteps near pure noise
+NOISE_BIAS = 0.8  # exponent below 1: more of the timesteps near pure noise
 TEXT_RATE = 0.2  # the text encoder's learning rate, as a share of the denoiser's
 
 
