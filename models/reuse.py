@@ -87,8 +87,7 @@ def measure(
     images = {name: sampling.decode(pipeline, latents) for name, latents in finished.items()}
     judge = Judge.load()
     measured = {
-        name: _measure(image, images["a"], scorer, judge, pairs, prompts["b"])
-        for name, image in images.items()
+        name: _measure(image, images["a"], scorer, judge, pairs) for name, image in images.items()
     }
     return measured, images
 
@@ -99,12 +98,11 @@ def _measure(
     scorer: ClipScorer,
     judge: Judge,
     pairs: list[Pair],
-    prompts_b: list[str],
 ) -> Measured:
     right = judge.accuracy(images, [pair.b for pair in pairs])
     return Measured(
         judged=torch.tensor([right[name] for name in JUDGED_IN_B]).float().mean(0),
-        clip=scorer.score(images, prompts_b),
+        clip=scorer.score(images, [full_caption(pair.b) for pair in pairs]),
         likeness=(scorer.embed_images(images) * scorer.embed_images(images_a)).sum(-1),
         distance=(images - images_a).square().mean((1, 2, 3)).sqrt(),
     )

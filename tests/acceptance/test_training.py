@@ -34,3 +34,19 @@ def test_training_from_nothing_ends_in_a_pipeline_and_a_judge(
     pictures = torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
     assert ClipScorer.load(tmp_path / "model" / "clip").score(pictures, [PROMPT]).abs() <= 1
     assert Judge.load(tmp_path / "judge").attributes(pictures)[0].keys() >= {"subject", "size"}
+
+
+@pytest.mark.timeout(60)
+def test_a_finished_model_can_be_trained_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(art, "draw_sprites", lambda _: drawn_sprites())
+    first, second = tmp_path / "first", tmp_path / "second"
+    train.main(["--smoke", "--work-dir", str(first)])
+    train.main(["--smoke", "--work-dir", str(second), "--init-from", str(first / "model")])
+
+    before, after = (sampling.load_pipeline(folder / "model").vae for folder in (first, second))
+    # The encoder is kept, so that latents and stored states keep their meaning.
+    assert torch.equal(before.encoder.conv_in.weight, after.encoder.conv_in.weight)
+    assert before.config.scaling_factor == after.config.scaling_factor
+    assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
