@@ -92,58 +92,65 @@ def _compose(
     connection: redis.Redis,
     stack: ExitStack,
 ) -> GpuProcess:
-    worker = settings.worker
-    database = connect(
-        settings.cache.database_url.get_secret_value(),
-        pool_size=worker.jobs_in_flight + 2,
-        application_name="nirvana-gpu",
-    )
-    stack.callback(database.dispose)
-    objects = stack.enter_context(
-        closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value()))
-    )
-    cache = stack.enter_context(closing(ApproximateCache.open(settings.cache)))
-    ledger = Ledger(
-        database,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
-        lease_s=worker.lease_s,
-        attempts_max=worker.attempts_max,
-    )
+    ledger = _open_ledger(settings, stack)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
-    announcer = Announcer(ledger, traces)
-    publisher = Publisher(app)
+    announcer, publisher = Announcer(ledger, traces), Publisher(app)
+    cache = stack.enter_context(closing(ApproximateCache.open(settings.cache)))
+    captures = CaptureKeeper(cache, waiting_max=settings.worker.captures_waiting_max)
+    leases = LeaseKeeper(
+        ledger,
+        heartbeat_s=settings.worker.heartbeat_s,
+        on_stop=lambda claim: engine.cancel(claim.name),
+    )
+    progress = ProgressReporter(partial(tell_progress, traces, publisher))
     bench = Workbench(
         engine=engine,
-        reuse=Reuse(cache, family, model=worker.model, state_kind=settings.cache.cache_state_kind),
-        captures=stack.enter_context(
-            closing(CaptureKeeper(cache, waiting_max=worker.captures_waiting_max))
-        ),
-        images=Images(
-            objects,
-            url_lifetime_s=worker.image_url_lifetime_s,
-            public_url=worker.public_s3_url,
-        ),
+        reuse=_plan_reuse(settings, cache, family),
+        captures=stack.enter_context(closing(captures)),
+        images=_open_images(settings, stack),
         ledger=ledger,
-        leases=stack.enter_context(
-            closing(
-                LeaseKeeper(
-                    ledger,
-                    heartbeat_s=worker.heartbeat_s,
-                    on_stop=lambda claim: engine.cancel(claim.name),
-                )
-            )
-        ),
+        leases=stack.enter_context(closing(leases)),
         announcer=announcer,
-        progress=stack.enter_context(
-            closing(ProgressReporter(partial(tell_progress, traces, publisher)))
-        ),
-        patience=Patience(worker.storage_patience_s),
+        progress=stack.enter_context(closing(progress)),
+        patience=Patience(settings.worker.storage_patience_s),
     )
     return GpuProcess(
         bench=bench,
         unclaimed=UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher),
         publisher=publisher,
-        served_model=describe_model(worker, family),
+        served_model=describe_model(settings.worker, family),
+    )
+
+
+def _open_ledger(settings: ProcessSettings, stack: ExitStack) -> Ledger:
+    worker = settings.worker
+    database = connect(
+        settings.cache.database_url.get_secret_value(),
+        # One for each job in flight, the heartbeat and a spare.
+        pool_size=worker.jobs_in_flight + 2,
+        application_name="nirvana-gpu",
+    )
+    stack.callback(database.dispose)
+    return Ledger(
+        database,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        lease_s=worker.lease_s,
+        attempts_max=worker.attempts_max,
+    )
+
+
+def _open_images(settings: ProcessSettings, stack: ExitStack) -> Images:
+    objects = S3Objects.from_url(settings.cache.s3_url.get_secret_value())
+    return Images(
+        stack.enter_context(closing(objects)),
+        url_lifetime_s=settings.worker.image_url_lifetime_s,
+        public_url=settings.worker.public_s3_url,
+    )
+
+
+def _plan_reuse(settings: ProcessSettings, cache: ApproximateCache, family: Family) -> Reuse:
+    return Reuse(
+        cache, family, model=settings.worker.model, state_kind=settings.cache.cache_state_kind
     )
 
 
