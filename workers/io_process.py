@@ -31,6 +31,7 @@ from workers.delivery.deliver import DeliverySettings
 from workers.ledger import Ledger
 from workers.process_settings import ProcessSettings
 from workers.rescuer import Rescuer
+from workers.settings import WorkerSettings
 from workers.unclaimed import UnclaimedJobs
 
 CONCURRENCY: Final = 16
@@ -90,12 +91,11 @@ def _compose(
     database: Engine,
     objects: S3Objects,
 ) -> IoProcess:
-    worker = settings.worker
     ledger = Ledger(
         database,
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        lease_s=worker.lease_s,
-        attempts_max=worker.attempts_max,
+        lease_s=settings.worker.lease_s,
+        attempts_max=settings.worker.attempts_max,
     )
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
     publisher = Publisher(app)
@@ -120,13 +120,17 @@ def _compose(
             publisher=publisher,
             unclaimed=unclaimed,
             lists=ValkeyLists(connection),
-            attempts_max=worker.attempts_max,
-            grace_s=worker.resend_grace_s,
+            attempts_max=settings.worker.attempts_max,
+            grace_s=settings.worker.resend_grace_s,
         ),
-        delivery=DeliverySettings(
-            timeout_s=worker.webhook_timeout_s,
-            allow_private_addresses=worker.webhook_allow_private_addresses,
-            default_secret=worker.webhook_secret,
-        ),
+        delivery=_delivery_settings(settings.worker),
         first_deliveries=threading.BoundedSemaphore(_FIRST_DELIVERIES_MAX),
+    )
+
+
+def _delivery_settings(worker: WorkerSettings) -> DeliverySettings:
+    return DeliverySettings(
+        timeout_s=worker.webhook_timeout_s,
+        allow_private_addresses=worker.webhook_allow_private_addresses,
+        default_secret=worker.webhook_secret,
     )

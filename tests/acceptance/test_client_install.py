@@ -18,9 +18,10 @@ import pytest
 
 from producer.broker import open_connection
 from producer.contract import Status
-from producer.models import ModelTable, ServedModel
+from producer.models import ModelTable
 from producer.result import JobResult
 from producer.trace import Traces
+from tests.served_models import SMALL
 
 PROJECT = Path(__file__).resolve().parents[2]
 FORBIDDEN = [
@@ -59,19 +60,6 @@ sys.meta_path.insert(0, Refused())
 from fleet.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-MODEL = ServedModel(
-    slug="small",
-    is_default=True,
-    num_inference_steps=20,
-    guidance_scale=4.0,
-    height=64,
-    width=64,
-    size_multiple=8,
-    size_min=32,
-    size_max=128,
-    seconds_per_step=0.0,
-    jobs_in_flight=4,
-)
 
 
 def nirvana(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -89,7 +77,7 @@ def nirvana(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str
 @pytest.fixture
 def traces(broker_url: str) -> Iterator[Traces]:
     with closing(open_connection(broker_url)) as connection:
-        ModelTable(connection).announce(MODEL)
+        ModelTable(connection).announce(SMALL)
         yield Traces(connection, retention_s=60)
 
 

@@ -37,20 +37,8 @@ from producer.queues import bucket_queue
 from producer.result import CacheReport, JobError, JobResult, Steps, StoredImage
 from producer.settings import ProducerSettings
 from producer.trace import Progress, Traces
+from tests.served_models import SMALL
 
-MODEL = ServedModel(
-    slug="small",
-    is_default=True,
-    num_inference_steps=20,
-    guidance_scale=4.0,
-    height=64,
-    width=64,
-    size_multiple=8,
-    size_min=32,
-    size_max=128,
-    seconds_per_step=0.5,
-    jobs_in_flight=4,
-)
 FOXES = "\N{FOX FACE}" * 512  # four bytes each
 QUEUE = bucket_queue("small", "default", 8)
 
@@ -58,7 +46,7 @@ QUEUE = bucket_queue("small", "default", 8)
 @pytest.fixture
 def broker(broker_url: str) -> Iterator[redis.Redis]:
     with closing(open_connection(broker_url)) as connection:
-        ModelTable(connection).announce(MODEL)
+        ModelTable(connection).announce(SMALL)
         yield connection
 
 
@@ -161,7 +149,7 @@ def test_the_same_id_and_payload_is_the_same_job(client: Client, broker: redis.R
     job_id = str(uuid.uuid4())
     first = client.submit("a fox", job_id=job_id)
     # The hash is of the job as given: the model's default may change between the two.
-    ModelTable(broker).announce(ServedModel(**(_fields(MODEL) | {"num_inference_steps": 30})))
+    ModelTable(broker).announce(ServedModel(**(_fields(SMALL) | {"num_inference_steps": 30})))
     again = client.submit("a fox", job_id=job_id)
 
     assert first == again

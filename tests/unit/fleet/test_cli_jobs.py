@@ -22,25 +22,13 @@ import redis
 from fleet.cli import COMMANDS, main
 from producer.broker import open_connection
 from producer.contract import CacheOutcome, ErrorCode, Status
-from producer.models import ModelTable, ServedModel
+from producer.models import ModelTable
 from producer.result import CacheReport, JobError, JobResult, Steps, StoredImage, Timings
 from producer.trace import Progress, Traces
+from tests.served_models import SMALL
 
 PROJECT = Path(__file__).resolve().parents[3]
 PNG = b"\x89PNG of a fox"
-MODEL = ServedModel(
-    slug="small",
-    is_default=True,
-    num_inference_steps=20,
-    guidance_scale=4.0,
-    height=64,
-    width=64,
-    size_multiple=8,
-    size_min=32,
-    size_max=128,
-    seconds_per_step=0.1,
-    jobs_in_flight=4,
-)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -62,7 +50,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 def broker(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
     monkeypatch.setenv("NIRVANA_BROKER_URL", broker_url)
     with closing(open_connection(broker_url)) as connection:
-        ModelTable(connection).announce(MODEL)
+        ModelTable(connection).announce(SMALL)
         yield connection
 
 
@@ -343,7 +331,7 @@ def test_status_tells_the_position_and_then_the_result(run: Run, traces: Traces)
     found = last_json(out)
     assert code == 0
     assert (found["status"], found["num_ahead"]) == ("submitted", 1)
-    assert found["estimated_wait_s"] == pytest.approx(2.0)
+    assert found["estimated_wait_s"] == pytest.approx(20 * SMALL.seconds_per_step)
     assert "1 ahead, at most 2 s" in run("status", second)[1]
     succeed(traces, first)
     out = run("status", first)[1]
