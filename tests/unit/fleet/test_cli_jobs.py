@@ -331,8 +331,8 @@ def test_status_tells_the_position_and_then_the_result(run: Run, traces: Traces)
     found = last_json(out)
     assert code == 0
     assert (found["status"], found["num_ahead"]) == ("submitted", 1)
-    assert found["estimated_wait_s"] == pytest.approx(20 * SMALL.seconds_per_step)
-    assert "1 ahead, at most 2 s" in run("status", second)[1]
+    assert found["estimated_wait_s"] == pytest.approx(10.0)
+    assert "1 ahead, at most 10 s" in run("status", second)[1]
     succeed(traces, first)
     out = run("status", first)[1]
     assert "succeeded" in out
