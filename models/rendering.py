@@ -34,9 +34,7 @@ class Renderer:
         Corners lie on the latents' grid, so that a sprite's latents are the same wherever it
         stands: a small model learns this several times sooner than free placement.
         """
-        side = SIZES[scene.size]
-        centre = (SIDE / 2 + offset for offset in POSITIONS[scene.position])
-        x, y = (_grid_corner(middle - side / 2) for middle in centre)
+        x, y, side = box(scene.size, scene.position)
         canvas = paint_background(scene.background, rng)
         self.paste(canvas, f"{scene.style}/{scene.subject}", side=side, x=x, y=y)
         return to_pixels(canvas)
@@ -57,6 +55,14 @@ class Renderer:
     def _resize(self, sprite: str, side: int) -> Floats:
         image = self._sprites[sprite].resize((side, side), Image.Resampling.LANCZOS)
         return np.asarray(image, dtype=np.float32)
+
+
+def box(size: str, position: str) -> tuple[int, int, int]:
+    """Return the left edge, the top edge and the side of a subject's box, in pixels of 64."""
+    side = SIZES[size]
+    centre = (SIDE / 2 + offset for offset in POSITIONS[position])
+    x, y = (_grid_corner(middle - side / 2) for middle in centre)
+    return x, y, side
 
 
 def _grid_corner(corner: float) -> int:

@@ -135,14 +135,19 @@ def background_words(background: str, rng: np.random.Generator | None = None) ->
     return phrases[0 if rng is None else int(rng.integers(3))]
 
 
-def draw_caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """Name the subject always and every other attribute at its own rate."""
+def draw_caption(scene: Scene, rng: np.random.Generator, *, full_share: float = 0.0) -> Caption:
+    """Name the subject always and every other attribute at its own rate.
+
+    `full_share` of the captions name everything: what they leave out is a detail that a denoiser
+    can only guess, which slows its learning down.
+    """
+    is_full = rng.random() < full_share
     medium = scene.size == "medium"
-    size = scene.size if rng.random() < (0.5 if medium else 0.8) else None
-    style = scene.style if rng.random() < 0.6 else None
-    background = scene.background if rng.random() < 0.93 else None
     centered = scene.position == "in the center"
-    position = scene.position if rng.random() < (0.6 if centered else 0.9) else None
+    size = scene.size if is_full or rng.random() < (0.5 if medium else 0.8) else None
+    style = scene.style if is_full or rng.random() < 0.6 else None
+    background = scene.background if is_full or rng.random() < 0.93 else None
+    position = scene.position if is_full or rng.random() < (0.6 if centered else 0.9) else None
     noun = " ".join(word for word in (size, style, subject_words(scene.subject)) if word)
     frames = ("{}", "{}", "{}", "{} emoji", "{} icon", "a picture of {}")
     text = frames[int(rng.integers(len(frames)))].format(with_article(noun))
