@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from models import loop, networks
 from models.judge_net import JudgeNet
-from models.libraries import diffusers
+from models.libraries import diffusers, transformers
 from models.rendering import SIDE
 from models.sampling import GUIDANCE_SCALE, NUM_STEPS
 from models.scenes import STYLES, SUBJECTS
@@ -39,11 +39,10 @@ def pipeline(work: Workspace, folder: Path) -> None:
     tokenizer = work.tokenizer()
     unet = networks.build_unet(work.config.networks)
     text_encoder = networks.build_text_encoder(work.config.networks, tokenizer)
-    clip = networks.build_clip(work.config.networks, tokenizer)
+    clip = _clip(work, tokenizer)
     checkpoint = work.require(work.checkpoint("unet"), "unet")
     unet.load_state_dict(loop.averaged(checkpoint, "unet"))
     text_encoder.load_state_dict(loop.averaged(checkpoint, "text_encoder"))
-    clip.load_state_dict(loop.averaged(work.require(work.checkpoint("clip"), "clip"), "clip"))
     built = diffusers().StableDiffusionPipeline(
         vae=vae.trained(work) if work.checkpoint("decoder").exists() else vae.encoder_of(work),
         text_encoder=text_encoder,
@@ -61,6 +60,17 @@ def pipeline(work: Workspace, folder: Path) -> None:
     for config in folder.rglob("*.json"):
         _forget_paths(config)
     logger.info("wrote %s from step %d", folder, loop.load_checkpoint(checkpoint)["step"])
+
+
+def _clip(work: Workspace, tokenizer: Any) -> Any:
+    """Return the towers of this run, or those of the model it started from."""
+    if work.init_from and not work.checkpoint("clip").exists():
+        return transformers().CLIPModel.from_pretrained(
+            work.init_from / "clip", local_files_only=True
+        )
+    clip = networks.build_clip(work.config.networks, tokenizer)
+    clip.load_state_dict(loop.averaged(work.require(work.checkpoint("clip"), "clip"), "clip"))
+    return clip
 
 
 def judge(work: Workspace, folder: Path) -> None:
@@ -123,6 +133,7 @@ def _forget_paths(config: Path) -> None:
 
 
 def run(work: Workspace) -> None:
-    """Write `model/` and `judge/` into the run's folder."""
+    """Write `model/` and, where the run trained one, `judge/` into the run's folder."""
     pipeline(work, work.folder / "model")
-    judge(work, work.folder / "judge")
+    if work.checkpoint("judge").exists() or not work.init_from:
+        judge(work, work.folder / "judge")

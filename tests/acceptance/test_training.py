@@ -50,3 +50,21 @@ def test_a_finished_model_can_be_trained_further(
     assert torch.equal(before.encoder.conv_in.weight, after.encoder.conv_in.weight)
     assert before.config.scaling_factor == after.config.scaling_factor
     assert not torch.equal(before.decoder.conv_out.weight, after.decoder.conv_out.weight)
+
+
+@pytest.mark.timeout(60)
+def test_the_denoiser_alone_can_be_trained_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(art, "draw_sprites", lambda _: drawn_sprites())
+    first, second = tmp_path / "first", tmp_path / "second"
+    train.main(["--smoke", "--work-dir", str(first)])
+    for stage in ("data", "tokenizer", "vae", "unet", "assemble"):
+        start = ["--init-from", str(first / "model")]
+        train.main(["--smoke", "--stage", stage, "--work-dir", str(second), *start])
+
+    clips = [folder / "model" / "clip" / "model.safetensors" for folder in (first, second)]
+    assert clips[0].read_bytes() == clips[1].read_bytes()
+    unets = [sampling.load_pipeline(folder / "model").unet for folder in (first, second)]
+    assert not torch.equal(*(unet.conv_out.weight for unet in unets))
+    assert not (second / "judge").exists()

@@ -76,6 +76,15 @@ def test_a_caption_describes_its_own_scene_and_no_contradiction_of_it() -> None:
             assert not caption.describes(changed)
 
 
+def test_full_captions_leave_nothing_out() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        scene = draw_scene(rng)
+        caption = draw_caption(scene, rng, full_share=1.0)
+        said = (caption.style, caption.size, caption.background, caption.position)
+        assert said == (scene.style, scene.size, scene.background, scene.position)
+
+
 def test_the_full_caption_names_everything() -> None:
     assert full_caption(BANANA) == "a large flat banana on an orange background, on the left"
 
