@@ -52,10 +52,10 @@ LANDSCAPES = {
 BACKGROUNDS = (*COLOURS, *LANDSCAPES)
 POSITIONS = {
     "in the center": (0, 0),
-    "on the left": (-14, 0),
-    "on the right": (14, 0),
-    "at the top": (0, -14),
-    "at the bottom": (0, 14),
+    "on the left": (-16, 0),
+    "on the right": (16, 0),
+    "at the top": (0, -16),
+    "at the bottom": (0, 16),
 }  # offset of the subject's centre from the picture's, in pixels of 64
 SIZES = {"small": 28, "medium": 36, "large": 48}  # side of the subject's box, in pixels of 64
 STYLES = ("glossy", "flat")
