@@ -1,7 +1,8 @@
 """The training loop that every stage shares: resumable at any step, progress with ETA.
 
-All randomness of a step is derived from (seed, step), so a run that was killed and resumed
-takes the same steps as one that was not, with no generator state to save.
+All randomness of a step is derived from (seed, step) and, in all but the first of several
+processes, from the process's number. So a run that was killed and resumed takes the same steps
+as one that was not, with no generator state to save.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models import parallel
 from models.config import StageConfig
 
 logger = logging.getLogger(__name__)
@@ -58,16 +60,18 @@ class Learner(ABC):
         """Return one batch's loss, drawing from `rng` and `noise` only."""
 
     def advance(self, step: int) -> float:
-        """Take one optimizer step and return its loss."""
+        """Take one optimizer step and return this process's loss."""
+        rank = parallel.rank()
         rate = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        rng = np.random.default_rng((self.config.seed, step))
+        rng = np.random.default_rng((self.config.seed, step, *([rank] if rank else [])))
         noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
         loss = self.loss(rng, noise)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parallel.average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM_MAX)
         self.optimizer.step()
         self._average(step)
@@ -118,6 +122,8 @@ def run(learner: Learner, checkpoint: Path, *, name: str) -> None:
         losses.append(learner.advance(step))
         step += 1
         now = time.monotonic()
+        if parallel.rank():
+            continue
         if step % REPORT_EVERY == 0 or step == num_steps:
             pace = (now - started_at) / (step - first)
             minutes = pace * (num_steps - step) / 60

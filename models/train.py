@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from models import assemble, config
+from models import assemble, config, parallel
 from models.stages import clip, data, judge, tokenizer, unet, vae
 from models.stages.workspace import Workspace
 
@@ -56,8 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
         init_from=options.init_from,
         is_compiled=options.compile,
     )
-    for stage in STAGES if options.stage == "all" else [options.stage]:
-        STAGES[stage](work)
+    parallel.join()
+    try:
+        for stage in STAGES if options.stage == "all" else [options.stage]:
+            STAGES[stage](work)
+    finally:
+        parallel.leave()
 
 
 if __name__ == "__main__":
