@@ -366,7 +366,7 @@ def test_a_trajectory_refuses_to_run_past_its_end(
     family: StableDiffusion, encoding: Encoding
 ) -> None:
     trajectory = Trajectory(request_for(encoding, num_inference_steps=1), family)
-    trajectory.begin(family)
+    trajectory.begin()
     assert not trajectory.ended_by(time.monotonic())
     trajectory.advance(torch.zeros(1, 4, 8, 8))
     with pytest.raises(AssertionError):
