@@ -40,7 +40,7 @@ def run_contained(
         logger.warning("%d item(s) failed together: %r", len(items), error, exc_info=True)
         failure = typed(error)
     if isinstance(failure, OutOfMemory):
-        _release_memory()
+        release_memory()
     if len(items) == 1:
         on_failure(items[0], failure)
         return
@@ -121,7 +121,8 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
+    """Give back what a failed attempt left behind."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

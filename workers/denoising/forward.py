@@ -67,11 +67,14 @@ def _guide(
     noise_pred: Tensor, guided: Sequence[Trajectory], batch: Sequence[Trajectory]
 ) -> list[Tensor]:
     """Classifier-free guidance (Ho and Salimans 2022, in Imagen's form): u + s (c - u)."""
-    unconditional = dict(zip(map(id, guided), noise_pred.split(1), strict=False))
+    without_prompt = {id(trajectory): row for row, trajectory in enumerate(guided)}
     predictions: list[Tensor] = []
-    for trajectory, conditional in zip(batch, noise_pred[len(guided) :].split(1), strict=True):
+    for row, trajectory in enumerate(batch, start=len(guided)):
+        prediction = noise_pred[row : row + 1]
         if trajectory.is_guided:
-            u, s = unconditional[id(trajectory)], trajectory.request.guidance_scale
-            conditional = u + s * (conditional - u)
-        predictions.append(conditional)
+            row_without = without_prompt[id(trajectory)]
+            unconditional = noise_pred[row_without : row_without + 1]
+            scale = trajectory.request.guidance_scale
+            prediction = unconditional + scale * (prediction - unconditional)
+        predictions.append(prediction)
     return predictions
