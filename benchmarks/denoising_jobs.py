@@ -159,6 +159,8 @@ def _from_step(scheduler: Any, k: int) -> Any:
     """The scheduler, made to leave out its first k steps: the pipeline has no option for that."""
 
     class FromStep(type(scheduler)):  # type: ignore[misc]
+        timesteps: Tensor
+
         def set_timesteps(self, *arguments: Any, **options: Any) -> None:
             super().set_timesteps(*arguments, **options)
             self.timesteps = self.timesteps[k:]

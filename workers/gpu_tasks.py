@@ -13,7 +13,7 @@ from celery import Celery, signals
 from celery.exceptions import Ignore
 
 from producer.contract import GENERATE_TASK, ErrorCode, Status
-from producer.errors import InvalidJob, JobFailed
+from producer.errors import InvalidJob, JobFailed, UnknownModel
 from producer.queues import bucket_queues
 from producer.result import JobResult
 from workers.admission import only_argument, read_job, require_job_id
@@ -43,7 +43,11 @@ def serve(settings: ProcessSettings) -> int:
             return run_worker(
                 app,
                 name=f"gpu-{settings.worker.model}",
-                queues=bucket_queues(settings.worker.model, settings.producer.namespace_buckets),
+                queues=[
+                    queue
+                    for slug in process.models.slugs
+                    for queue in bucket_queues(slug, settings.producer.namespace_buckets)
+                ],
                 concurrency=settings.worker.jobs_in_flight,
             )
 
@@ -103,9 +107,11 @@ def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) ->
     """
     job_id = require_job_id(task_id)
     try:
-        job = process.served_model.complete(read_job(task_id, fields))
+        job = process.models.complete(read_job(task_id, fields))
     except InvalidJob as error:
-        return _refuse(process, task_id, fields, queue, str(error))
+        return _refuse(process, task_id, fields, queue, ErrorCode.INVALID_JOB, str(error))
+    except UnknownModel as error:
+        return _refuse(process, task_id, fields, queue, ErrorCode.UNKNOWN_MODEL, str(error))
     received = ReceivedJob(job_id=job_id, job=job, queue=queue, received_at=utc_now())
     try:
         outcome = generate(received, process.bench)
@@ -140,13 +146,18 @@ def log_fields(result: JobResult, namespace: str) -> dict[str, object]:
 
 
 def _refuse(
-    process: GpuProcess, task_id: str, fields: object, queue: str, message: str
+    process: GpuProcess,
+    task_id: str,
+    fields: object,
+    queue: str,
+    code: ErrorCode,
+    message: str,
 ) -> JobResult:
     result = process.unclaimed.fail(
         task_id,
         readable_part(fields, task_id),
         queue=queue,
-        code=ErrorCode.INVALID_JOB,
+        code=code,
         message=message,
     )
     return result or _end_before(process, UUID(task_id))

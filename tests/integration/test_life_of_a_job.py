@@ -168,7 +168,7 @@ def test_a_message_of_a_job_that_was_cancelled_tells_its_end_again(process: GpuP
 
 
 def test_a_message_of_a_job_that_runs_elsewhere_is_ignored(process: GpuProcess) -> None:
-    job = process.served_model.complete(GenerationJob.from_wire(fox()))
+    job = process.models.complete(GenerationJob.from_wire(fox()))
     job_id = uuid.uuid4()
     process.bench.ledger.claim(job_id, job, queue=QUEUE, received_at=datetime.now(UTC))
     with pytest.raises(Ignore):

@@ -118,10 +118,9 @@ class Engine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    @property
-    def seconds_per_step(self) -> float | None:
+    def seconds_per_step(self, family: Family | None = None) -> float | None:
         """Device seconds that one job's step costs: a step's time / jobs in it, moving average."""
-        return self._in_flight.seconds_per_step
+        return self._in_flight.seconds_per_step.get(self._model(family).revision)
 
     @property
     def busy_s(self) -> Mapping[str, float]:

@@ -48,4 +48,4 @@ def _copy_behind_the_steps(latents: Tensor) -> HostCopy:
 
 @lru_cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

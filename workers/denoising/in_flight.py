@@ -60,7 +60,7 @@ class InFlight:
         self.watch = Stopwatch()  # where the time goes; on CUDA only the host's part of it
         self._forward = Forward(self.watch)
         self.count = StepCount()
-        self.seconds_per_step: float | None = None  # of one job; see Engine
+        self.seconds_per_step: dict[str, float] = {}  # of one job, by revision; see Engine
 
     def __len__(self) -> int:
         return len(self._batcher) + len(self._finished)
@@ -133,7 +133,10 @@ class InFlight:
             if not step.jobs:
                 continue
             self._step_s = _average(self._step_s, step.device_s)
-            self.seconds_per_step = _average(self.seconds_per_step, step.device_s / len(step.jobs))
+            revision = step.jobs[0][0].family.revision
+            self.seconds_per_step[revision] = _average(
+                self.seconds_per_step.get(revision), step.device_s / len(step.jobs)
+            )
             for trajectory, steps_done in step.jobs:
                 trajectory.note_step(steps_done, started_at=step.started_at, ended_at=step.ended_at)
 

@@ -116,7 +116,7 @@ def pace_of(device: torch.device) -> Pace:
         return HostPace()
 
     def record() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(device))
         return event
 

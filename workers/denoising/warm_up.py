@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -31,6 +32,35 @@ FEWER_THREADS_BONUS: Final = 0.05  # threads that win by less are left to the ot
 THROUGHPUT_GAIN_MIN: Final = 0.05  # by which a doubled batch must do more jobs a second
 
 PassTimer = Callable[[int], float]  # seconds of one pass over so many jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What the engine is told about its device."""
+
+    batch_size_max: int
+    threads: ThreadTable
+
+
+def warm_up(
+    family: Family, *, batch_size_max: int, num_threads: int, jobs_in_flight: int
+) -> Tuning:
+    """Choose what is given as 0, by measuring; a batch never holds more than `jobs_in_flight`.
+
+    On a CPU a larger batch always does as many jobs a second, and memory is seldom short: there
+    the batch is as large as it may be. On a GPU both are found by a probe.
+    """
+    time_pass = pass_timer(family)
+    is_cpu = family.device.type == "cpu"
+    if not batch_size_max:
+        batch_size_max = (
+            jobs_in_flight if is_cpu else probe_batch_size(time_pass, size_max=jobs_in_flight)
+        )
+    if num_threads or not is_cpu:
+        threads = ThreadTable({1: num_threads or 1})
+    else:
+        threads = choose_threads(time_pass, {1, batch_size_max})
+    return Tuning(batch_size_max=batch_size_max, threads=threads)
 
 
 def choose_threads(
