@@ -25,6 +25,7 @@ from workers.generate import ReceivedJob, generate
 from workers.gpu_process import GpuProcess, gpu_process
 from workers.patience import Patience
 from workers.process_settings import ProcessSettings
+from workers.remote_control import cancellations_heard
 from workers.unclaimed import readable_part, utc_now
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def serve(settings: ProcessSettings) -> int:
         register(app, process)
         end_patience = _ending(process.bench.patience)
         signals.worker_shutting_down.connect(end_patience)
-        with ending_with(process.bench.engine):
+        with ending_with(process.bench.engine), cancellations_heard(process.bench.leases.stop):
             return run_worker(
                 app,
                 name=f"gpu-{settings.worker.model}",

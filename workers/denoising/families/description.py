@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 
-from workers.denoising.errors import UnsupportedModel
+from workers.denoising.errors import UnsupportedModel, UnsupportedScheduler
 from workers.denoising.families.family import ModelSpec
 from workers.denoising.families.folder import local_folder, read_spec
 from workers.denoising.families.stable_diffusion import PIPELINE_CLASS
@@ -24,7 +24,10 @@ def describe(path_or_id: str | Path) -> ModelSpec:
     """
     folder = local_folder(path_or_id, PIPELINE_CLASS)
     scheduler = _config(folder / "scheduler" / "scheduler_config.json")
-    check_supported(getattr(diffusers, scheduler["_class_name"]).from_config(scheduler))
+    scheduler_class = getattr(diffusers, scheduler["_class_name"], None)
+    if scheduler_class is None:
+        raise UnsupportedScheduler(f"diffusers has no {scheduler['_class_name']}")
+    check_supported(scheduler_class.from_config(scheduler))
     vae, unet = _config(folder / "vae" / "config.json"), _config(folder / "unet" / "config.json")
     vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     return read_spec(folder, vae_scale_factor, unet["sample_size"])
