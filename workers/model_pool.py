@@ -56,6 +56,7 @@ class ModelPool:
         self._measure = measure
         self._memory_bytes_max = memory_bytes_max
         self._places = {slug: _Place(slug, estimate(slug)) for slug in slugs}
+        self._num_evicted = 0
         self._clock = itertools.count(1)
         self._changed = threading.Condition()  # guards all of the above
         self._loaders: deque[object] = deque()  # who waits for room, oldest first
@@ -70,6 +71,11 @@ class ModelPool:
         """The model if it is in memory; it may leave at any moment."""
         with self._changed:
             return self._places[slug].family
+
+    def is_leaving(self, slug: str) -> bool:
+        """Whether it takes no new lease, because another model needs its room."""
+        with self._changed:
+            return self._places[slug].is_leaving
 
     @contextmanager
     def lease(self, slug: str) -> Iterator[Family]:
@@ -120,6 +126,7 @@ class ModelPool:
         """Evict until the newcomer fits; wait for models in use, one newcomer after the other."""
         turn = object()
         with self._changed:
+            before = self._num_evicted
             self._loaders.append(turn)
             try:
                 while self._loaders[0] is not turn or not self._evict_for(newcomer):
@@ -129,7 +136,9 @@ class ModelPool:
                 for place in self._places.values():
                     place.is_leaving = False
                 self._changed.notify_all()
-        release_memory()
+            is_anything_gone = self._num_evicted > before
+        if is_anything_gone:
+            release_memory()  # a model is full of cycles
 
     def _evict_for(self, newcomer: _Place) -> bool:
         """Whether the newcomer fits, after evicting what is idle and has to go."""
@@ -156,3 +165,4 @@ class ModelPool:
     def _evict(self, place: _Place) -> None:
         logger.info("model %s leaves the memory", place.slug)
         place.family, place.is_leaving = None, False
+        self._num_evicted += 1
