@@ -34,25 +34,28 @@ class ServedModels:
         """Fill in what the job left to its model; raises UnknownModel, InvalidJob."""
         return choose_model(self._models, job.model).complete(job)
 
+    def announce(self, table: ModelTable, seconds_per_step: Callable[[str], float | None]) -> None:
+        """Tell clients of all models, with the speed measured so far; raises RedisError."""
+        for slug, model in self._models.items():
+            table.announce(replace(model, seconds_per_step=seconds_per_step(slug) or 0.0))
+
     @contextmanager
     def announced(
         self, table: ModelTable, seconds_per_step: Callable[[str], float | None]
     ) -> Iterator[None]:
-        """Keep all models in `nirvana:models` while the block runs, with their measured speed."""
+        """Keep all models in `nirvana:models` while the block runs."""
         closing_down = threading.Event()
 
-        def announce() -> None:
+        def keep_announced() -> None:
             while True:
-                for slug, model in self._models.items():
-                    measured = seconds_per_step(slug) or 0.0
-                    try:
-                        table.announce(replace(model, seconds_per_step=measured))
-                    except redis.RedisError as error:
-                        logger.warning("model %s not announced: %s", slug, error)
+                try:
+                    self.announce(table, seconds_per_step)
+                except redis.RedisError as error:
+                    logger.warning("models not announced: %s", error)
                 if closing_down.wait(_ANNOUNCE_EVERY_S):
                     return
 
-        thread = threading.Thread(target=announce, name="models", daemon=True)
+        thread = threading.Thread(target=keep_announced, name="models", daemon=True)
         thread.start()
         try:
             yield

@@ -198,7 +198,9 @@ class Engine:
             arrivals = list(self._arrivals)
             self._arrivals.clear()
             prompts = self._encoder.take(self._prompts, self._in_flight.waiting_step_s)
-        self._encoder.encode(prompts)
+        if prompts:
+            self._in_flight.settle()
+            self._encoder.encode(prompts)
         self._in_flight.begin(arrivals)
         self._in_flight.end_overdue(time.monotonic())
 

@@ -140,10 +140,14 @@ class InFlight:
             for trajectory, steps_done in step.jobs:
                 trajectory.note_step(steps_done, started_at=step.started_at, ended_at=step.ended_at)
 
+    def settle(self) -> None:
+        """Wait for the steps that were launched: side work would, and take their time for its."""
+        self._note(self._pace.settle())
+
     def retire(self) -> None:
         """Decode finished jobs, oldest first: as many as a step's time allows, more in a pile."""
         if self._finished:
-            self._note(self._pace.settle())  # decoding waits for the steps anyway
+            self.settle()
         while self._finished:
             group = self._finished[0].group
             alike = [job for job in self._finished if job.group == group]

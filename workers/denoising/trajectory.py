@@ -100,7 +100,7 @@ class Trajectory:
         """
         self.begun_at = started_at if self.begun_at is None else self.begun_at
         self.denoise_s = ended_at - self.begun_at
-        if self.on_progress is None:
+        if self.on_progress is None or self.future.done():  # cancelled while the step ran
             return
         try:
             self.on_progress(steps_done, self.request.num_inference_steps)
