@@ -30,7 +30,7 @@ class Events:
                 events.waited_for.append(number)
 
             def elapsed_time(self, end: Any) -> float:
-                return 10.0 * (end.number - number)
+                return 10.0 * float(end.number - number)
 
         event = Event()
         event.number = number  # type: ignore[attr-defined]

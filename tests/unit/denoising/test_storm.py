@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ class StormyDenoiser(FakeDenoiser):
     """Computes next to nothing, and fails now and then in each way that a model can."""
 
     def __init__(self, family: Family, chance: random.Random) -> None:
-        super().__init__(family)
+        super().__init__(cast("Any", family))
         self._chance = chance
 
     def denoiser(
@@ -128,7 +129,7 @@ def test_an_engine_whose_every_pass_fails_ends_before_it_fails_job_after_job(
 ) -> None:
     encoding = engine.encode("a cat").result(TIMEOUT_S)
     fake.hook = always_broken
-    kinds = []
+    kinds: list[type] = []
     while not engine.is_closed and len(kinds) < 20:
         kinds.append(type(engine.denoise(request_for(encoding)).exception(TIMEOUT_S)))
     assert kinds == [DenoisingFailed] * 4 + [EngineClosed]
@@ -162,7 +163,7 @@ def test_a_prompt_that_waits_when_the_engine_ends_is_told_so(
         raise RuntimeError("broken")
 
     monkeypatch.setattr(fake, "encode", broken, raising=False)
-    kinds = []
+    kinds: list[type] = []
     while not engine.is_closed and len(kinds) < 20:
         kinds.append(type(engine.encode("a cat").exception(TIMEOUT_S)))
     assert kinds == [DenoisingFailed] * 4 + [EngineClosed]
