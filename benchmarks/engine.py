@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parse(arguments)
     family = stable_diffusion.load(options.model)
-    threads = choose_threads(pass_timer(family), {1, options.in_flight})
+    threads = choose_threads(pass_timer(family), {1, options.in_flight}, gain_min=0.0)
     num_cores = len(os.sched_getaffinity(0))
     print(
         f"{options.jobs} jobs of {options.model.name}, {options.steps} steps, at most"

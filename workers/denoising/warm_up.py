@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 NUM_PASSES_MAX: Final = 5  # of each number of threads
 BUDGET_S: Final = 4.0  # of one batch size; each number of threads is timed once in any case
-FEWER_THREADS_BONUS: Final = 0.05  # threads that win by less are left to the other processes
+THREAD_GAIN_MIN: Final = 0.05  # threads that win by less are left to the other processes
 THROUGHPUT_GAIN_MIN: Final = 0.05  # by which a doubled batch must do more jobs a second
 
 PassTimer = Callable[[int], float]  # seconds of one pass over so many jobs
@@ -64,18 +65,22 @@ def warm_up(
 
 
 def choose_threads(
-    time_pass: PassTimer, batch_sizes: Iterable[int], *, num_cores: int | None = None
+    time_pass: PassTimer,
+    batch_sizes: Iterable[int],
+    *,
+    num_cores: int | None = None,
+    gain_min: float = THREAD_GAIN_MIN,
 ) -> ThreadTable:
     """Time passes at 1, 2, 4, ... and all cores, in turn; the best median of each batch size.
 
-    Several threads on a machine that others use can be slower than one. Leaves torch's number of
-    threads as it was.
+    More threads have to win by `gain_min`, a fraction: several on a machine that others use can be
+    slower than one. Leaves torch's number of threads as it was.
     """
     candidates = thread_counts(num_cores or len(os.sched_getaffinity(0)))
     before = torch.get_num_threads()
     try:
         table = {
-            size: _best_threads(lambda size=size: time_pass(size), candidates)  # type: ignore[misc]
+            size: _best_threads(partial(time_pass, size), candidates, gain_min)
             for size in sorted(set(batch_sizes))
         }
     finally:
@@ -90,7 +95,9 @@ def thread_counts(num_cores: int) -> list[int]:
     return [*powers, num_cores]
 
 
-def _best_threads(time_pass: Callable[[], float], candidates: Sequence[int]) -> int:
+def _best_threads(
+    time_pass: Callable[[], float], candidates: Sequence[int], gain_min: float
+) -> int:
     if len(candidates) == 1:
         return candidates[0]
     passes_s: dict[int, list[float]] = {count: [] for count in candidates}
@@ -103,7 +110,7 @@ def _best_threads(time_pass: Callable[[], float], candidates: Sequence[int]) -> 
             break
     best = candidates[0]
     for count in candidates[1:]:
-        if _typical(passes_s[count]) < (1 - FEWER_THREADS_BONUS) * _typical(passes_s[best]):
+        if _typical(passes_s[count]) < (1 - gain_min) * _typical(passes_s[best]):
             best = count
     return best
 
