@@ -28,7 +28,7 @@ from workers.stopwatch import Stopwatch
 logger = logging.getLogger(__name__)
 
 NUM_PASSES_MAX: Final = 5  # of each number of threads
-BUDGET_S: Final = 4.0  # of one batch size; each number of threads is timed once in any case
+BUDGET_S: Final = 2.0  # of one batch size; each number of threads is timed once in any case
 THREAD_GAIN_MIN: Final = 0.05  # threads that win by less are left to the other processes
 THROUGHPUT_GAIN_MIN: Final = 0.05  # by which a doubled batch must do more jobs a second
 
