@@ -36,11 +36,11 @@ def memory_bytes(family: Family) -> int:
 def arrange(family: Family, *, channels_last: bool = False, compiled: bool = False) -> None:
     """Change how the model computes, not what; in place, before its first use.
 
-    `compiled` costs seconds to minutes at the first step of each image size. Batch sizes share
-    one compilation. Neither is measured on a GPU.
+    `compiled` costs minutes at the first steps of each image size: torch compiles for the first
+    batch size it meets, and for any at the second. Neither is measured on a GPU.
     """
     for name, module in list(modules_of(family)):
         if channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiled and name in DENOISERS:
-            module.compile(dynamic=True)
+            module.compile()
