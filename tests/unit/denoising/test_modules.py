@@ -40,7 +40,7 @@ def test_only_the_denoiser_is_compiled(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[Any] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", compiled.append)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     family = stable_diffusion.load(folders["ddim"])
     arrange(family, compiled=True)
     assert compiled == [family.unet]
