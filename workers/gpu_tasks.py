@@ -86,7 +86,12 @@ def ending_with(engine: Engine) -> Iterator[None]:
 def register(app: Celery, process: GpuProcess) -> None:
     """Add the task to the app."""
 
-    @app.task(name=GENERATE_TASK, bind=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]
+    @app.task(  # type: ignore[untyped-decorator]
+        name=GENERATE_TASK,
+        bind=True,
+        throws=(JobFailed,),
+        shared=False,  # of this process: another app in it is told of another
+    )
     def generate_task(task: Any, *arguments: object, **named: object) -> dict[str, Any]:
         fields = only_argument(arguments, named)
         result: JobResult = run_job(process, task.request.id, fields, queue=_queue_of(task))
