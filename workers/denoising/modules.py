@@ -16,7 +16,7 @@ DENOISERS = ("unet", "transformer")  # diffusers' names for the part that runs a
 def modules_of(family: object) -> Iterator[tuple[str, nn.Module]]:
     """The model's parts with the names of their attributes, those of its helpers included."""
     for name, part in vars(family).items():
-        for each in part if isinstance(part, (list, tuple)) else [part]:
+        for each in part.values() if isinstance(part, dict) else [part]:
             if isinstance(each, nn.Module):
                 yield name, each
             elif type(each).__module__.startswith(_FAMILIES) and hasattr(each, "__dict__"):
