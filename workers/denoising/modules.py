@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -16,11 +16,22 @@ DENOISERS = ("unet", "transformer")  # diffusers' names for the part that runs a
 def modules_of(family: object) -> Iterator[tuple[str, nn.Module]]:
     """The model's parts with the names of their attributes, those of its helpers included."""
     for name, part in vars(family).items():
-        for each in part.values() if isinstance(part, dict) else [part]:
+        for each in _members(part):
             if isinstance(each, nn.Module):
                 yield name, each
             elif type(each).__module__.startswith(_FAMILIES) and hasattr(each, "__dict__"):
                 yield from modules_of(each)
+
+
+def _members(part: object) -> Iterable[object]:
+    """What a collection holds, or the part itself."""
+    match part:
+        case dict():
+            return part.values()
+        case list() | tuple():
+            return part
+        case _:
+            return (part,)
 
 
 def memory_bytes(family: Family) -> int:
