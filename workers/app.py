@@ -35,6 +35,7 @@ EVICT_TASK: Final = "nirvana.evict"
 RESCUE_TASK: Final = "nirvana.rescue"
 ANNOUNCE_TASK: Final = "nirvana.announce"
 SWEEP_TASK: Final = "nirvana.sweep"
+CANCEL_COMMAND: Final = "nirvana_cancel"  # of remote control: see workers.remote_control
 
 _EXPIRY_MIN_S: Final = 30.0
 
@@ -107,6 +108,15 @@ class Publisher:
             )
         except OperationalError as error:
             logger.warning("delivery %s waits for the sweep: %s", delivery_id, error)
+
+    def tell_cancelled(self, job_id: str) -> None:
+        """Have whichever worker runs the job stop it now; else its next heartbeat does."""
+        try:
+            self._app.control.broadcast(CANCEL_COMMAND, arguments={"job_id": job_id})
+        except OperationalError as error:
+            logger.warning(
+                "cancellation waits for a heartbeat: %s", error, extra={"job_id": job_id}
+            )
 
     def show_end(self, result: JobResult) -> None:
         """Show the end of a job that no task ran to AsyncResult; raises BrokerAway."""

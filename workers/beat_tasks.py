@@ -48,7 +48,8 @@ def serve(settings: ProcessSettings) -> int:
     app = build_app(settings.producer, settings.worker)
     with io_process(settings, app) as process:
         register(app, process)
-        queues = [IO_QUEUE, MAINTENANCE_QUEUE, admission_queue(settings.worker.model)]
+        admission_queues = [admission_queue(slug) for slug in settings.worker.model_paths]
+        queues = [IO_QUEUE, MAINTENANCE_QUEUE, *admission_queues]
         return run_worker(app, name="io", queues=queues, concurrency=CONCURRENCY)
 
 

@@ -19,20 +19,30 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 class CaptureKeeper:
     """A bounded queue and one thread: when it is full, states are dropped, no job is delayed."""
 
-    def __init__(self, cache: ApproximateCache, *, waiting_max: int) -> None:
+    def __init__(
+        self, cache: ApproximateCache, *, waiting_max: int, waiting_bytes_max: int
+    ) -> None:
+        """Keep at most so many entries, and so many bytes of latents, waiting."""
         self._cache = cache
         self._waiting: queue.Queue[NewStates | None] = queue.Queue(waiting_max)
-        self.num_dropped = 0
+        self._waiting_bytes_max = waiting_bytes_max
+        self._waiting_bytes = 0  # of the entry that is being stored, too
+        self._lock = threading.Lock()  # of the two counts
+        self.num_dropped = 0  # entries
         self._thread = threading.Thread(target=self._run, name="captures", daemon=True)
         self._thread.start()
 
     def keep(self, states: NewStates) -> None:
-        """Have states stored soon, or drop and count them."""
-        try:
-            self._waiting.put_nowait(states)
-        except queue.Full:
+        """Have states stored soon, or drop and count them; never waits."""
+        size = states.num_bytes
+        with self._lock:
+            fits = self._waiting_bytes + size <= self._waiting_bytes_max
+            if fits and not self._waiting.full():
+                self._waiting.put_nowait(states)
+                self._waiting_bytes += size
+                return
             self.num_dropped += 1
-            logger.warning("states dropped: the store is behind by %d", self._waiting.qsize())
+        logger.warning("states dropped: the store is behind by %d", self._waiting.qsize())
 
     def drain(self) -> None:
         """Wait until all that was kept is stored."""
@@ -50,5 +60,9 @@ class CaptureKeeper:
 
     def _run(self) -> None:
         while (states := self._waiting.get()) is not None:
-            self._cache.store(states.scope, states.entry, is_refresh=states.is_refresh)
-            self._waiting.task_done()
+            try:
+                self._cache.store(states.scope, states.entry, is_refresh=states.is_refresh)
+            finally:
+                with self._lock:
+                    self._waiting_bytes -= states.num_bytes
+                self._waiting.task_done()

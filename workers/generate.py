@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from producer.contract import SEED_MAX, GenerationJob
-from producer.result import JobResult
+from producer.result import JobResult, StoredImage
 from workers.announcer import Announcer
 from workers.captures import CaptureKeeper
 from workers.denoising.engine import Engine
 from workers.denoising.errors import DenoisingError, EngineClosed
 from workers.denoising.families.family import Encoding
-from workers.denoising.request import DenoiseRequest
+from workers.denoising.request import Denoised, DenoiseRequest
 from workers.images import Images
 from workers.leases import LeaseKeeper
 from workers.ledger import Claim, Ledger
+from workers.model_pool import ModelPool
 from workers.outcome import Outcome, failure, success
 from workers.patience import Patience
 from workers.progress import ProgressReporter
@@ -37,6 +38,7 @@ class Workbench:
     """What one GPU process works with."""
 
     engine: Engine
+    models: ModelPool
     reuse: Reuse
     captures: CaptureKeeper
     images: Images
@@ -102,20 +104,15 @@ def claim_job(received: ReceivedJob, bench: Workbench) -> Claim:
 def draw(claim: Claim, bench: Workbench) -> Drawn:
     """Steps 2 to 7; raises DenoisingError, or StorageUnavailable for the image."""
     job, watch = claim.job, Stopwatch()
-    with watch.lap("encode"):
-        encoding = bench.engine.encode(job.prompt, job.negative_prompt).result()
-    plan = bench.reuse.plan(claim, encoding.embedding)
-    request = denoise_request(claim, encoding, plan, bench)
-    denoised = bench.engine.denoise(request).result()
+    assert job.model is not None  # filled in on receipt
+    with bench.models.lease(job.model) as family:
+        with watch.lap("encode"):
+            encoding = bench.engine.encode(job.prompt, job.negative_prompt, family=family).result()
+        plan = bench.reuse.plan(claim, family, encoding.embedding)
+        request = denoise_request(claim, encoding, plan, bench)
+        denoised = bench.engine.denoise(request, family=family).result()
     with watch.lap("store"):
-        image = bench.patience.outlast(
-            lambda: bench.images.put(
-                denoised.image,
-                namespace=job.namespace,
-                job_id=claim.job_id,
-                attempt=claim.attempt,
-            )
-        )
+        image = store_image(claim, denoised, bench)
     seconds = watch.seconds | {"lookup": plan.lookup_s, "fetch": plan.fetch_s}
     return Drawn(
         result=success(
@@ -128,6 +125,18 @@ def draw(claim: Claim, bench: Workbench) -> Drawn:
         ),
         plan=plan,
         states=bench.reuse.new_states(claim, plan, encoding.embedding, denoised),
+    )
+
+
+def store_image(claim: Claim, denoised: Denoised, bench: Workbench) -> StoredImage:
+    """Step 7, outlasting an object store that is away; raises StorageUnavailable."""
+    return bench.patience.outlast(
+        lambda: bench.images.put(
+            denoised.image,
+            namespace=claim.job.namespace,
+            job_id=claim.job_id,
+            attempt=claim.attempt,
+        )
     )
 
 

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import redis
-import torch
 from celery import Celery
 
 from cache.approximate import ApproximateCache
 from cache.database import connect
 from cache.objects import S3Objects
 from producer.broker import open_connection
-from producer.models import ModelTable, ServedModel
+from producer.models import ModelTable
 from producer.trace import Progress, Traces
 from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.captures import CaptureKeeper
 from workers.denoising.engine import Engine
-from workers.denoising.families import stable_diffusion
-from workers.denoising.families.family import Family
+from workers.denoising.warm_up import warm_up
 from workers.generate import Workbench
 from workers.images import Images
 from workers.leases import LeaseKeeper
 from workers.ledger import Ledger
+from workers.loading import choose_device, describe_models, open_pool
+from workers.model_pool import ModelPool
 from workers.patience import Patience
 from workers.process_settings import ProcessSettings
 from workers.progress import ProgressReporter
 from workers.reuse import Reuse
+from workers.served_models import ServedModels
 from workers.settings import WorkerSettings
 from workers.unclaimed import UnclaimedJobs
-
-logger = logging.getLogger(__name__)
-
-_ANNOUNCE_MODEL_EVERY_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,45 +43,53 @@ class GpuProcess:
     """What the task needs beside the workbench."""
 
     bench: Workbench
+    models: ServedModels
     unclaimed: UnclaimedJobs
     publisher: Publisher
-    served_model: ServedModel
 
 
 @contextmanager
 def gpu_process(settings: ProcessSettings, app: Celery) -> Iterator[GpuProcess]:
-    """Build everything a GPU process works with, and close it in reverse order."""
+    """Build everything a GPU process works with, and close it in reverse order.
+
+    Raises DenoisingError where a model cannot be served.
+    """
     with ExitStack() as stack:
-        family = load_family(settings.worker)
-        engine = Engine(
-            family,
-            batch_size_max=settings.worker.batch_size_max,
-            num_threads=settings.worker.num_threads,
-        )
-        stack.callback(engine.close)
+        models, pool = describe_models(settings.worker), open_pool(settings.worker)
+        engine = stack.enter_context(_start_engine(settings.worker, pool))
         connection = stack.enter_context(closing(open_connection(settings.producer.broker_url)))
-        process = _compose(settings, app, family, engine, connection, stack)
-        stack.enter_context(_announced(ModelTable(connection), process.served_model, engine))
+        process = _compose(settings, app, models, pool, engine, connection, stack)
+        table = ModelTable(connection)
+        stack.enter_context(models.announced(table, partial(_seconds_per_step, pool, engine)))
         yield process
 
 
-def load_family(settings: WorkerSettings) -> Family:
-    """Load the model onto its device; raises DenoisingError where it cannot be served."""
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = settings.latent_dtype
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "float32"
-    return stable_diffusion.load(
-        settings.model_path, device=torch.device(device), dtype=getattr(torch, dtype)
+def _start_engine(settings: WorkerSettings, pool: ModelPool) -> Engine:
+    """Load the default model, measure with it, and start; other models share what was chosen."""
+    with pool.lease(settings.model) as family:
+        tuning = warm_up(
+            family,
+            batch_size_max=settings.batch_size_max,
+            num_threads=settings.num_threads,
+            jobs_in_flight=settings.jobs_in_flight,
+        )
+    return Engine(
+        device=choose_device(settings),
+        batch_size_max=tuning.batch_size_max,
+        threads=tuning.threads,
     )
+
+
+def _seconds_per_step(pool: ModelPool, engine: Engine, slug: str) -> float | None:
+    family = pool.peek(slug)
+    return None if family is None else engine.seconds_per_step(family)
 
 
 def _compose(
     settings: ProcessSettings,
     app: Celery,
-    family: Family,
+    models: ServedModels,
+    pool: ModelPool,
     engine: Engine,
     connection: redis.Redis,
     stack: ExitStack,
@@ -96,7 +98,11 @@ def _compose(
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
     announcer, publisher = Announcer(ledger, traces), Publisher(app)
     cache = stack.enter_context(closing(ApproximateCache.open(settings.cache)))
-    captures = CaptureKeeper(cache, waiting_max=settings.worker.captures_waiting_max)
+    captures = CaptureKeeper(
+        cache,
+        waiting_max=settings.worker.captures_waiting_max,
+        waiting_bytes_max=settings.worker.captures_bytes_max,
+    )
     leases = LeaseKeeper(
         ledger,
         heartbeat_s=settings.worker.heartbeat_s,
@@ -105,7 +111,8 @@ def _compose(
     progress = ProgressReporter(partial(tell_progress, traces, publisher))
     bench = Workbench(
         engine=engine,
-        reuse=_plan_reuse(settings, cache, family),
+        models=pool,
+        reuse=Reuse(cache, state_kind=settings.cache.cache_state_kind),
         captures=stack.enter_context(closing(captures)),
         images=_open_images(settings, stack),
         ledger=ledger,
@@ -116,9 +123,9 @@ def _compose(
     )
     return GpuProcess(
         bench=bench,
+        models=models,
         unclaimed=UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher),
         publisher=publisher,
-        served_model=describe_model(settings.worker, family),
     )
 
 
@@ -146,54 +153,6 @@ def _open_images(settings: ProcessSettings, stack: ExitStack) -> Images:
         url_lifetime_s=settings.worker.image_url_lifetime_s,
         public_url=settings.worker.public_s3_url,
     )
-
-
-def _plan_reuse(settings: ProcessSettings, cache: ApproximateCache, family: Family) -> Reuse:
-    return Reuse(
-        cache, family, model=settings.worker.model, state_kind=settings.cache.cache_state_kind
-    )
-
-
-def describe_model(settings: WorkerSettings, family: Family) -> ServedModel:
-    """Tell clients what this worker serves."""
-    spec = family.spec
-    return ServedModel(
-        slug=settings.model,
-        is_default=True,
-        num_inference_steps=spec.num_inference_steps,
-        guidance_scale=spec.guidance_scale,
-        height=spec.height,
-        width=spec.width,
-        size_multiple=spec.unit,
-        size_min=spec.size_min,
-        size_max=min(spec.size_max, settings.image_size_max),
-        seconds_per_step=0.0,
-        jobs_in_flight=settings.jobs_in_flight,
-    )
-
-
-@contextmanager
-def _announced(table: ModelTable, model: ServedModel, engine: Engine) -> Iterator[None]:
-    """Keep the model in `nirvana:models` while the block runs."""
-    closing_down = threading.Event()
-
-    def announce() -> None:
-        while True:
-            measured = engine.seconds_per_step or 0.0
-            try:
-                table.announce(replace(model, seconds_per_step=measured))
-            except redis.RedisError as error:
-                logger.warning("model not announced: %s", error)
-            if closing_down.wait(_ANNOUNCE_MODEL_EVERY_S):
-                return
-
-    thread = threading.Thread(target=announce, name="models", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        closing_down.set()
-        thread.join()
 
 
 def tell_progress(traces: Traces, publisher: Publisher, job_id: str, progress: Progress) -> None:

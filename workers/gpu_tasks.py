@@ -13,7 +13,7 @@ from celery import Celery, signals
 from celery.exceptions import Ignore
 
 from producer.contract import GENERATE_TASK, ErrorCode, Status
-from producer.errors import InvalidJob, JobFailed
+from producer.errors import InvalidJob, JobFailed, UnknownModel
 from producer.queues import bucket_queues
 from producer.result import JobResult
 from workers.admission import only_argument, read_job, require_job_id
@@ -25,6 +25,7 @@ from workers.generate import ReceivedJob, generate
 from workers.gpu_process import GpuProcess, gpu_process
 from workers.patience import Patience
 from workers.process_settings import ProcessSettings
+from workers.remote_control import cancellations_heard
 from workers.unclaimed import readable_part, utc_now
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,15 @@ def serve(settings: ProcessSettings) -> int:
         register(app, process)
         end_patience = _ending(process.bench.patience)
         signals.worker_shutting_down.connect(end_patience)
-        with ending_with(process.bench.engine):
+        with ending_with(process.bench.engine), cancellations_heard(process.bench.leases.stop):
             return run_worker(
                 app,
                 name=f"gpu-{settings.worker.model}",
-                queues=bucket_queues(settings.worker.model, settings.producer.namespace_buckets),
+                queues=[
+                    queue
+                    for slug in process.models.slugs
+                    for queue in bucket_queues(slug, settings.producer.namespace_buckets)
+                ],
                 concurrency=settings.worker.jobs_in_flight,
             )
 
@@ -81,7 +86,12 @@ def ending_with(engine: Engine) -> Iterator[None]:
 def register(app: Celery, process: GpuProcess) -> None:
     """Add the task to the app."""
 
-    @app.task(name=GENERATE_TASK, bind=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]
+    @app.task(  # type: ignore[untyped-decorator]
+        name=GENERATE_TASK,
+        bind=True,
+        throws=(JobFailed,),
+        shared=False,  # of this process: another app in it is told of another
+    )
     def generate_task(task: Any, *arguments: object, **named: object) -> dict[str, Any]:
         fields = only_argument(arguments, named)
         result: JobResult = run_job(process, task.request.id, fields, queue=_queue_of(task))
@@ -103,9 +113,11 @@ def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) ->
     """
     job_id = require_job_id(task_id)
     try:
-        job = process.served_model.complete(read_job(task_id, fields))
+        job = process.models.complete(read_job(task_id, fields))
     except InvalidJob as error:
-        return _refuse(process, task_id, fields, queue, str(error))
+        return _refuse(process, task_id, fields, queue, ErrorCode.INVALID_JOB, str(error))
+    except UnknownModel as error:
+        return _refuse(process, task_id, fields, queue, ErrorCode.UNKNOWN_MODEL, str(error))
     received = ReceivedJob(job_id=job_id, job=job, queue=queue, received_at=utc_now())
     try:
         outcome = generate(received, process.bench)
@@ -140,13 +152,18 @@ def log_fields(result: JobResult, namespace: str) -> dict[str, object]:
 
 
 def _refuse(
-    process: GpuProcess, task_id: str, fields: object, queue: str, message: str
+    process: GpuProcess,
+    task_id: str,
+    fields: object,
+    queue: str,
+    code: ErrorCode,
+    message: str,
 ) -> JobResult:
     result = process.unclaimed.fail(
         task_id,
         readable_part(fields, task_id),
         queue=queue,
-        code=ErrorCode.INVALID_JOB,
+        code=code,
         message=message,
     )
     return result or _end_before(process, UUID(task_id))

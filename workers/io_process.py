@@ -113,7 +113,12 @@ def _compose(
             num_buckets=settings.producer.namespace_buckets,
         ),
         announcer=announcer,
-        cancellation=Cancellation(ledger=ledger, traces=traces, unclaimed=unclaimed),
+        cancellation=Cancellation(
+            ledger=ledger,
+            traces=traces,
+            unclaimed=unclaimed,
+            tell_workers=publisher.tell_cancelled,
+        ),
         rescuer=Rescuer(
             ledger=ledger,
             traces=traces,

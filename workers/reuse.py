@@ -49,21 +49,22 @@ class NewStates:
     entry: NewEntry
     is_refresh: bool
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the latents, which wait in memory until they are stored."""
+        return sum(state.latents.nbytes for state in self.entry.states)
+
 
 class Reuse:
-    """Plans reuse for the jobs of one model."""
+    """Plans reuse for the jobs of all models."""
 
-    def __init__(
-        self, cache: ApproximateCache, family: Family, *, model: str, state_kind: StateKind
-    ) -> None:
+    def __init__(self, cache: ApproximateCache, *, state_kind: StateKind) -> None:
         self._cache = cache
-        self._family = family
-        self._model = model
         self._state_kind = state_kind
 
-    def plan(self, claim: Claim, embedding: NDArray[np.float32]) -> ReusePlan:
+    def plan(self, claim: Claim, family: Family, embedding: NDArray[np.float32]) -> ReusePlan:
         """Look the prompt up and fetch what it can start from; never fails, bounded in time."""
-        scope = self._scope(claim.job)
+        scope = scope_of(claim.job, family)
         match claim.job.cache:
             case CacheMode.BYPASS:
                 return ReusePlan(scope=scope, report=CacheReport(outcome=CacheOutcome.BYPASS))
@@ -141,22 +142,24 @@ class Reuse:
             return Captures(final=bool(k_set))
         return Captures(steps=frozenset(k for k in k_set if k > after))
 
-    def _scope(self, job: GenerationJob) -> ScopeSpec:
-        family = self._family
-        assert job.height is not None  # filled in on receipt, as the next two
-        assert job.width is not None
-        assert job.num_inference_steps is not None
-        return ScopeSpec(
-            namespace=job.namespace,
-            model=self._model,
-            revision=family.revision,
-            scheduler=type(family.scheduler).__name__,
-            scheduler_config=scheduler_fingerprint(family.scheduler),
-            num_inference_steps=job.num_inference_steps,
-            height=job.height,
-            width=job.width,
-            latent_dtype=str(family.dtype).removeprefix("torch."),
-            embedder=family.embedder.id,
-            embedding_dimension=family.embedder.dim,
-            latent_shape=family.latent_shape(job.height, job.width),
-        )
+
+def scope_of(job: GenerationJob, family: Family) -> ScopeSpec:
+    """Say what the job's states are interchangeable within."""
+    assert job.model is not None  # filled in on receipt, as the next three
+    assert job.height is not None
+    assert job.width is not None
+    assert job.num_inference_steps is not None
+    return ScopeSpec(
+        namespace=job.namespace,
+        model=job.model,
+        revision=family.revision,
+        scheduler=type(family.scheduler).__name__,
+        scheduler_config=scheduler_fingerprint(family.scheduler),
+        num_inference_steps=job.num_inference_steps,
+        height=job.height,
+        width=job.width,
+        latent_dtype=str(family.dtype).removeprefix("torch."),
+        embedder=family.embedder.id,
+        embedding_dimension=family.embedder.dim,
+        latent_shape=family.latent_shape(job.height, job.width),
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+SLUG_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,63}$"
 
 
 class WorkerSettings(BaseSettings):
@@ -19,18 +23,26 @@ class WorkerSettings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    model: str = Field(default="small", pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")
-    """Slug under which jobs ask for the model."""
+    model: str = Field(default="small", pattern=SLUG_PATTERN)
+    """Slug under which jobs ask for the model; jobs that name none get it."""
     model_path: str = Field(default="models/small", min_length=1)
     """A diffusers folder, or a hub id."""
+    models: Annotated[dict[str, str], NoDecode] = {}
+    """More models, as JSON from slug to folder or hub id: loaded when a job first asks for one."""
+    models_memory_bytes: int | None = Field(default=None, ge=1)
+    """Of all loaded models' weights; the least recently used idle one makes room. Unset: no end."""
     device: str = "auto"
     """`auto` (CUDA where there is one), or a torch device."""
     latent_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto` is float32 on a CPU and float16 on a GPU."""
-    num_threads: int = Field(default=1, ge=1)
-    """Of torch on a CPU: one is best for small batches of a small model."""
-    batch_size_max: int = Field(default=8, ge=1, le=256)
-    """Jobs that share one forward pass."""
+    channels_last: bool = False
+    """Whether convolutions keep channels innermost; on a CPU no gain, not measured on a GPU."""
+    compile_denoiser: bool = False
+    """Whether torch.compile works on the denoiser; not measured on a GPU."""
+    num_threads: int = Field(default=0, ge=0)
+    """Of torch on a CPU; 0 chooses at start, by measuring one job and a full batch."""
+    batch_size_max: int = Field(default=0, ge=0, le=256)
+    """Jobs that share one forward pass; 0 is all in flight on a CPU, and on a GPU a measurement."""
     jobs_in_flight: int = Field(default=8, ge=1, le=256)
     """Jobs one GPU worker takes on at once: Celery's concurrency."""
     image_size_max: int = Field(default=1_024, ge=8)
@@ -48,6 +60,8 @@ class WorkerSettings(BaseSettings):
     """How long a job waits for a database or object store that is away."""
     captures_waiting_max: int = Field(default=64, ge=1)
     """Entries waiting to be stored; when full, states are dropped, never jobs delayed."""
+    captures_bytes_max: int = Field(default=256 * 1024**2, ge=1)
+    """Latents waiting to be stored, at most; see NIRVANA_CAPTURES_WAITING_MAX."""
     image_url_lifetime_s: int = Field(default=86_400, ge=60, le=7 * 86_400)
     """How long a signed image URL is good for."""
     public_s3_url: str | None = None
@@ -70,6 +84,34 @@ class WorkerSettings(BaseSettings):
     """How often objects without rows, and rows without objects, are looked for."""
     announce_every_s: float = Field(default=5.0, gt=0)
     """How often ends are told that no client could be told of at once."""
+
+    @property
+    def model_paths(self) -> dict[str, str]:
+        """Folder or hub id of every model that is served, by slug; the default comes first."""
+        return {self.model: self.model_path, **self.models}
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _parse_models(cls, value: object) -> object:
+        """Read the JSON here: an error of pydantic-settings' own would not name the variable."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f'must be JSON such as {{"sdxl": "/models/sdxl"}}: {error}') from None
+
+    @field_validator("models")
+    @classmethod
+    def _are_models(cls, models: dict[str, str], others: ValidationInfo) -> dict[str, str]:
+        for slug, path in models.items():
+            if not re.fullmatch(SLUG_PATTERN, slug):
+                raise ValueError(f"{slug!r} must match {SLUG_PATTERN}")
+            if not path:
+                raise ValueError(f"{slug!r} has no folder")
+            if slug == others.data.get("model"):
+                raise ValueError(f"{slug!r} is NIRVANA_MODEL, which has NIRVANA_MODEL_PATH")
+        return models
 
     @field_validator("heartbeat_s")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery.exceptions import Ignore
+from celery.contrib.testing.worker import start_worker
+from celery.exceptions import Ignore, TaskRevokedError
+from celery.result import AsyncResult
+from kombu.entity import Queue
 from sqlalchemy import Engine, text
 
 from cache.database import connect
@@ -19,16 +23,18 @@ from cache.objects import S3Objects
 from cache.settings import CacheSettings
 from migrations.migrate import upgrade
 from producer.broker import open_connection
-from producer.contract import CacheOutcome, ErrorCode, GenerationJob, Status
+from producer.contract import GENERATE_TASK, CacheOutcome, ErrorCode, GenerationJob, Status
 from producer.errors import JobFailed
 from producer.result import JobResult
 from producer.settings import ProducerSettings
 from producer.trace import Traces
 from tests.tiny_pipeline import build_tiny_pipeline
 from workers.app import build_app
+from workers.cancellation import Cancellation
 from workers.gpu_process import GpuProcess, gpu_process
-from workers.gpu_tasks import run_job
+from workers.gpu_tasks import register, run_job
 from workers.process_settings import ProcessSettings
+from workers.remote_control import cancellations_heard
 from workers.settings import WorkerSettings
 
 QUEUE = "generate.tiny.0"
@@ -168,7 +174,7 @@ def test_a_message_of_a_job_that_was_cancelled_tells_its_end_again(process: GpuP
 
 
 def test_a_message_of_a_job_that_runs_elsewhere_is_ignored(process: GpuProcess) -> None:
-    job = process.served_model.complete(GenerationJob.from_wire(fox()))
+    job = process.models.complete(GenerationJob.from_wire(fox()))
     job_id = uuid.uuid4()
     process.bench.ledger.claim(job_id, job, queue=QUEUE, received_at=datetime.now(UTC))
     with pytest.raises(Ignore):
@@ -230,10 +236,8 @@ def test_a_deadline_that_passed_is_not_worked_for(process: GpuProcess) -> None:
     assert result.steps is None
 
 
-def test_a_running_job_is_cancelled_through_the_ledger(
-    process: GpuProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job_id = uuid.uuid4()
+def tell_when_started(process: GpuProcess, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The event is set after a job's first step."""
     started = threading.Event()
     note = process.bench.progress.note
 
@@ -242,6 +246,14 @@ def test_a_running_job_is_cancelled_through_the_ledger(
         started.set()
 
     monkeypatch.setattr(process.bench.progress, "note", note_and_tell)
+    return started
+
+
+def test_a_running_job_is_cancelled_through_the_ledger(
+    process: GpuProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = uuid.uuid4()
+    started = tell_when_started(process, monkeypatch)
     results: list[JobResult] = []
     worker = threading.Thread(
         target=lambda: results.append(run(process, fox(num_inference_steps=200), str(job_id)))
@@ -297,3 +309,35 @@ def test_a_broken_cache_only_costs_steps(process: GpuProcess, settings: ProcessS
     assert outcome(result) is CacheOutcome.MISS
     assert result.cache is not None
     assert result.cache.reason == "object_missing"
+
+
+def test_a_running_job_is_cancelled_by_remote_control_long_before_a_heartbeat(
+    settings: ProcessSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a real Celery worker; its heartbeat would come a minute later."""
+    worker = settings.worker.model_copy(update={"heartbeat_s": 60.0})
+    app = build_app(settings.producer, worker)
+    with (
+        gpu_process(dataclasses.replace(settings, worker=worker), app) as process,
+        cancellations_heard(process.bench.leases.stop),
+        closing(open_connection(settings.producer.broker_url)) as connection,
+    ):
+        register(app, process)
+        cancellation = Cancellation(
+            ledger=process.bench.ledger,
+            traces=Traces(connection, retention_s=60),
+            unclaimed=process.unclaimed,
+            tell_workers=process.publisher.tell_cancelled,
+        )
+        started = tell_when_started(process, monkeypatch)
+        app.conf.task_queues = [Queue(QUEUE)]  # type: ignore[no-untyped-call]
+        with start_worker(app, pool="threads", perform_ping_check=False, queues=[QUEUE]):
+            job_id = str(uuid.uuid4())
+            fields = fox(num_inference_steps=200)
+            app.send_task(GENERATE_TASK, args=[fields], task_id=job_id, queue=QUEUE)
+            assert started.wait(60)
+            assert cancellation.cancel(job_id)
+            with pytest.raises(TaskRevokedError):
+                AsyncResult(job_id, app=app).get(timeout=30)
+            assert not process.bench.engine.num_in_flight
+    app.close()

@@ -9,22 +9,28 @@ Any number of threads may call; each call returns at once with a Future.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self
 
 import torch
 
-from workers.denoising.errors import EngineClosed, QueueFull
+from workers.denoising.errors import DeviceBroken, EngineClosed, QueueFull
 from workers.denoising.families.family import Encoding, Family
-from workers.denoising.in_flight import InFlight, Prompt
+from workers.denoising.in_flight import InFlight
+from workers.denoising.prompts import Prompt, PromptEncoder
 from workers.denoising.request import Denoised, DenoiseRequest
+from workers.denoising.threads import ThreadTable
 from workers.denoising.trajectory import Trajectory
 
-Item = TypeVar("Item")
+logger = logging.getLogger(__name__)
+
+ONE_THREAD: Final = ThreadTable({1: 1})
 
 
 class Engine:
@@ -32,51 +38,61 @@ class Engine:
 
     def __init__(
         self,
-        family: Family,
+        family: Family | None = None,
         *,
+        device: torch.device | None = None,
         batch_size_max: int = 8,
         num_waiting_max: int = 1024,
-        num_threads: int = 1,
+        threads: ThreadTable = ONE_THREAD,
     ) -> None:
-        """Start the thread. `num_threads` is torch's on the CPU: one is best for small batches."""
+        """Start the thread. `family` serves the calls that name none; without it, name a device."""
+        device = device if family is None else family.device
+        assert device is not None
         self._family = family
         self._num_waiting_max = num_waiting_max
+        self._threads = threads
         # Of the engine's thread:
         self._in_flight = InFlight(
-            family, batch_size_max=batch_size_max, num_waiting_max=num_waiting_max
+            device,
+            batch_size_max=batch_size_max,
+            num_waiting_max=num_waiting_max,
+            threads=threads,
         )
+        self._encoder = PromptEncoder(self._in_flight.watch, self._in_flight.health)
         # Of all threads, under the lock of _wake:
         self._wake = threading.Condition()
         self._arrivals: deque[Trajectory] = deque()
         self._prompts: deque[Prompt] = deque()
-        self._pending: set[Trajectory] = set()  # every job whose future is not done
+        self._pending: set[Trajectory | Prompt] = set()  # all whose future is not done
         self._is_closed = False
-        self._thread = threading.Thread(
-            target=self._run, args=(num_threads,), name="denoising-engine", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
         self._thread.start()
 
-    def encode(self, prompt: str, negative_prompt: str = "") -> Future[Encoding]:
+    def encode(
+        self, prompt: str, negative_prompt: str = "", *, family: Family | None = None
+    ) -> Future[Encoding]:
         """Conditioning and retrieval vector of a prompt. Raises EngineClosed, QueueFull.
 
         The future raises OutOfMemory, DenoisingFailed or EngineClosed.
         """
-        waiting = Prompt(text=prompt, negative=negative_prompt)
+        waiting = Prompt(text=prompt, negative=negative_prompt, family=self._model(family))
         with self._wake:
             self._check_open()
             if len(self._prompts) >= self._num_waiting_max:
                 raise QueueFull(f"{len(self._prompts)} prompts wait already")
             self._prompts.append(waiting)
+            self._pending.add(waiting)
             self._wake.notify()
+        waiting.future.add_done_callback(lambda _: self._forget(waiting))
         return waiting.future
 
-    def denoise(self, request: DenoiseRequest) -> Future[Denoised]:
+    def denoise(self, request: DenoiseRequest, *, family: Family | None = None) -> Future[Denoised]:
         """Put a job in flight. Raises EngineClosed, InvalidRequest.
 
         The future raises Cancelled, DeadlineExceeded, QueueFull, OutOfMemory, DenoisingFailed or
         EngineClosed. Its callbacks run on the engine's thread: they must be quick.
         """
-        trajectory = Trajectory(request, self._family)
+        trajectory = Trajectory(request, self._model(family))
         with self._wake:
             self._check_open()
             self._arrivals.append(trajectory)
@@ -88,7 +104,7 @@ class Engine:
     def cancel(self, job_id: str) -> bool:
         """End the job before its next step; False if it is not in flight."""
         with self._wake:
-            jobs = [job for job in self._pending if job.request.job_id == job_id]
+            jobs = [job for job in self._jobs() if job.request.job_id == job_id]
         jobs = [job for job in jobs if not job.future.done()]
         for job in jobs:
             job.is_cancelled = True
@@ -102,15 +118,26 @@ class Engine:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    @property
-    def seconds_per_step(self) -> float | None:
+    def seconds_per_step(self, family: Family | None = None) -> float | None:
         """Device seconds that one job's step costs: a step's time / jobs in it, moving average."""
-        return self._in_flight.seconds_per_step
+        return self._in_flight.seconds_per_step.get(self._model(family).revision)
+
+    @property
+    def busy_s(self) -> Mapping[str, float]:
+        """Seconds of the engine's thread by what it did; "total" is all but waiting for work."""
+        return dict(self._in_flight.watch.seconds)
+
+    @property
+    def jobs_per_batch(self) -> float:
+        """Mean over all batches so far; 0 before the first."""
+        count = self._in_flight.count
+        return count.jobs / count.batches if count.batches else 0.0
 
     @property
     def num_in_flight(self) -> int:
         """Jobs whose future is not done."""
-        return len(self._pending)
+        with self._wake:
+            return len(self._jobs())
 
     @property
     def is_closed(self) -> bool:
@@ -128,36 +155,54 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _model(self, family: Family | None) -> Family:
+        family = family or self._family
+        assert family is not None, "an engine without a model of its own is told one"
+        return family
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise EngineClosed("the engine is closed")
 
-    def _forget(self, trajectory: Trajectory) -> None:
-        with self._wake:
-            self._pending.discard(trajectory)
+    def _jobs(self) -> list[Trajectory]:
+        return [pending for pending in self._pending if isinstance(pending, Trajectory)]
 
-    def _run(self, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def _forget(self, ended: Trajectory | Prompt) -> None:
+        with self._wake:
+            self._pending.discard(ended)
+
+    def _run(self) -> None:
+        self._threads.apply(1)
+        watch = self._in_flight.watch
         try:
             with torch.inference_mode():
-                while self._admit():
-                    self._in_flight.step()
-                    self._in_flight.retire()
+                while self._wait_for_work():
+                    with watch.lap("total"):
+                        self._admit()
+                        self._in_flight.step()
+                        self._in_flight.retire()
+        except DeviceBroken as error:
+            logger.critical("the engine ends: %s", error)
         finally:
             self._fail_pending()
 
-    def _admit(self) -> bool:
-        """Wait for work; encode prompts, start new jobs, end cancelled ones. False once closed."""
+    def _wait_for_work(self) -> bool:
+        """Wait for something to do; False once closed."""
         with self._wake:
             self._wake.wait_for(self._has_work)
-            if self._is_closed:
-                return False
-            arrivals = _take(self._arrivals, len(self._arrivals))
-            prompts = _take(self._prompts, self._in_flight.encode_batch_size_max)
-        self._in_flight.encode(prompts)
+            return not self._is_closed
+
+    def _admit(self) -> None:
+        """Encode prompts, start new jobs, end cancelled ones."""
+        with self._wake:
+            arrivals = list(self._arrivals)
+            self._arrivals.clear()
+            prompts = self._encoder.take(self._prompts, self._in_flight.waiting_step_s)
+        if prompts:
+            self._in_flight.settle()
+            self._encoder.encode(prompts)
         self._in_flight.begin(arrivals)
         self._in_flight.end_overdue(time.monotonic())
-        return True
 
     def _has_work(self) -> bool:
         return bool(self._is_closed or self._arrivals or self._prompts or self._in_flight)
@@ -166,15 +211,9 @@ class Engine:
         """No future stays pending, whatever ended the thread."""
         with self._wake:
             self._is_closed = True
-            futures: list[Future[Denoised] | Future[Encoding]] = [
-                *(job.future for job in self._pending),
-                *(prompt.future for prompt in self._prompts),
-            ]
+            pending = list(self._pending)
             self._prompts.clear()
-        for future in futures:
-            if not future.done():
-                future.set_exception(EngineClosed())
-
-
-def _take(waiting: deque[Item], count: int) -> list[Item]:
-    return [waiting.popleft() for _ in range(min(count, len(waiting)))]
+            self._arrivals.clear()
+        for each in pending:
+            if not each.future.done():
+                each.future.set_exception(EngineClosed())

@@ -11,6 +11,8 @@ DenoisingError
  +- OutOfMemory            the job does not fit even alone
  +- DenoisingFailed        anything else that the model raised (see __cause__)
 
+DeviceBroken               no job's fault: no pass succeeds any more, the engine ends
+
 The docstring of each is its default message.
 """
 
@@ -58,3 +60,7 @@ class OutOfMemory(DenoisingError):
 
 class DenoisingFailed(DenoisingError):
     """The model failed."""
+
+
+class DeviceBroken(Exception):
+    """Every forward pass fails: the process must be started anew."""

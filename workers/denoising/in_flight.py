@@ -4,81 +4,82 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from workers.denoising.batcher import Batcher
 from workers.denoising.errors import DenoisingError
-from workers.denoising.failures import run_contained
-from workers.denoising.families.family import Encoding, Family
-from workers.denoising.forward import predict
+from workers.denoising.failures import Health, run_contained
+from workers.denoising.forward import Forward
+from workers.denoising.pacing import TimedStep, pace_of
+from workers.denoising.portion import Portion
+from workers.denoising.threads import ThreadTable
 from workers.denoising.trajectory import Trajectory
+from workers.stopwatch import Stopwatch
 
-# Encoding and decoding run between two steps; these bound how long a step waits for them.
-ENCODE_BATCH_SIZE_MAX = 8  # prompts
-DECODE_BATCH_SIZE_MAX = 4  # images
-NEWEST_STEP_WEIGHT = 0.1  # in the moving average of seconds_per_step
+DECODE_BATCH_SIZE_MAX = 32  # images
+NEWEST_STEP_WEIGHT = 0.1  # in the moving averages of a step's time
 
 Prediction = tuple[Trajectory, Tensor]  # with the guided noise_pred [1, C, h, w] of its next step
 
 
-class Prompt:
-    """A prompt that waits to be encoded."""
+@dataclass(slots=True)
+class StepCount:
+    """How full the batches were."""
 
-    def __init__(self, *, text: str, negative: str) -> None:
-        self.text = text
-        self.negative = negative
-        self.future: Future[Encoding] = Future()
-        self.future.set_running_or_notify_cancel()  # Future.cancel() has no effect from here on
+    batches: int = 0
+    jobs: int = 0  # summed over the batches
 
 
 class InFlight:
-    """Jobs on the device. Used by one thread; resolves the futures of jobs and prompts.
+    """Jobs on the device. Used by one thread; resolves the futures of jobs.
 
-    A failure ends the jobs that cause it and no others; nothing here raises.
+    A failure ends the jobs that cause it and no others. Nothing here raises but DeviceBroken.
     """
 
-    encode_batch_size_max = ENCODE_BATCH_SIZE_MAX
-
-    def __init__(self, family: Family, *, batch_size_max: int, num_waiting_max: int) -> None:
-        self._family = family
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        batch_size_max: int,
+        num_waiting_max: int,
+        threads: ThreadTable,
+    ) -> None:
         self._batcher: Batcher[Trajectory] = Batcher(
             batch_size_max=batch_size_max, num_waiting_max=num_waiting_max
         )
         self._finished: deque[Trajectory] = deque()  # denoised, not yet decoded
-        self.seconds_per_step: float | None = None  # of one job; see Engine
+        self._pace = pace_of(device)
+        self.health = Health(device)
+        self._threads = threads
+        self._portion = Portion(size_max=DECODE_BATCH_SIZE_MAX)
+        self._step_s: float | None = None  # of a whole batch, moving average
+        self.watch = Stopwatch()  # where the time goes; on CUDA only the host's part of it
+        self._forward = Forward(self.watch)
+        self.count = StepCount()
+        self.seconds_per_step: dict[str, float] = {}  # of one job, by revision; see Engine
 
     def __len__(self) -> int:
         return len(self._batcher) + len(self._finished)
 
-    def encode(self, prompts: list[Prompt]) -> None:
-        """Encode the prompts in one pass."""
-        run_contained(
-            self._encode,
-            prompts,
-            on_failure=lambda prompt, error: prompt.future.set_exception(error),
-        )
+    @property
+    def waiting_step_s(self) -> float | None:
+        """About how long a step takes that waits for side work; None where none waits."""
+        return self._step_s if len(self._batcher) else None
 
-    def _encode(self, prompts: list[Prompt]) -> None:
-        encodings = self._family.encode(
-            [prompt.text for prompt in prompts], [prompt.negative for prompt in prompts]
-        )
-        assert len(encodings) == len(prompts)
-        for prompt, encoding in zip(prompts, encodings, strict=True):
-            prompt.future.set_result(encoding)
-
-    def begin(self, arrivals: Sequence[Trajectory]) -> None:
+    def begin(self, arrivals: Iterable[Trajectory]) -> None:
         """Let jobs join, behind those in flight."""
-        for trajectory in arrivals:
-            run_contained(self._begin, [trajectory], on_failure=self._fail)
+        with self.watch.lap("begin"):
+            for trajectory in arrivals:
+                self.health.run("begin", self._begin, [trajectory], on_failure=self._fail)
 
     def _begin(self, arrivals: list[Trajectory]) -> None:
         for trajectory in arrivals:
             self._batcher.add(trajectory)
-            trajectory.begin(self._family)
+            trajectory.begin()
 
     def end_overdue(self, now: float) -> None:
         """End the jobs that are cancelled, or whose deadline is over at the monotonic `now`."""
@@ -88,59 +89,82 @@ class InFlight:
                 self._fail(trajectory, error)
 
     def step(self) -> None:
-        """Take one step of the batch whose turn it is."""
+        """Take one step of the batch whose turn it is. Raises DeviceBroken."""
         batch = self._batcher.next_batch()
         if not batch:
             return
+        self._threads.apply(len(batch))
+        self._pace.start()
+        predictions = self._predict(batch)
+        with self.watch.lap("scheduler"):
+            for prediction in predictions:
+                run_contained(
+                    _advance, [prediction], on_failure=lambda one, error: self._fail(one[0], error)
+                )
+        stepped = [job for job in batch if job in self._batcher]
+        self._set_apart_done(stepped)
+        self._note(self._pace.stop(stepped))
+        self.count.batches += 1
+        self.count.jobs += len(stepped)
+
+    def _predict(self, batch: list[Trajectory]) -> list[Prediction]:
+        """Predictions of those that do not fail. Raises DeviceBroken, before any of them ends."""
         predictions: list[Prediction] = []
-        started_at = time.monotonic()
-        run_contained(
-            lambda part: predictions.extend(zip(part, predict(self._family, part), strict=True)),
+        self.health.run(
+            "denoiser",
+            lambda part: predictions.extend(zip(part, self._forward.predict(part), strict=True)),
             batch,
             on_failure=self._fail,
             on_out_of_memory=self._batcher.halve,
         )
         if len(predictions) == len(batch):
             self._batcher.note_fit(batch)
-        for prediction in predictions:
-            run_contained(
-                _advance, [prediction], on_failure=lambda one, error: self._fail(one[0], error)
-            )
-        self._note_step([job for job in batch if job in self._batcher], started_at)
+        return predictions
 
-    def _note_step(self, stepped: list[Trajectory], started_at: float) -> None:
-        """Account for a step's time, report progress, set apart the jobs that are done."""
-        if not stepped:
-            return
-        if self._family.device.type == "cuda":  # kernels are queued: wait, or time means nothing
-            torch.cuda.synchronize(self._family.device)
-        ended_at = time.monotonic()
-        self._average((ended_at - started_at) / len(stepped))
+    def _set_apart_done(self, stepped: Sequence[Trajectory]) -> None:
         for trajectory in stepped:
-            trajectory.note_step(started_at=started_at, ended_at=ended_at)
             if trajectory.is_done:
                 self._batcher.remove(trajectory)
                 self._finished.append(trajectory)
 
-    def _average(self, newest_s: float) -> None:
-        mean_s, weight = self.seconds_per_step, NEWEST_STEP_WEIGHT
-        self.seconds_per_step = (
-            newest_s if mean_s is None else weight * newest_s + (1 - weight) * mean_s
-        )
+    def _note(self, steps: Sequence[TimedStep]) -> None:
+        """Account for the time of steps that are over, and report progress."""
+        for step in steps:
+            if not step.jobs:
+                continue
+            self._step_s = _average(self._step_s, step.device_s)
+            revision = step.jobs[0][0].family.revision
+            self.seconds_per_step[revision] = _average(
+                self.seconds_per_step.get(revision), step.device_s / len(step.jobs)
+            )
+            for trajectory, steps_done in step.jobs:
+                trajectory.note_step(steps_done, started_at=step.started_at, ended_at=step.ended_at)
+
+    def settle(self) -> None:
+        """Wait for the steps that were launched: side work would, and take their time for its."""
+        self._note(self._pace.settle())
 
     def retire(self) -> None:
-        """Decode some finished jobs, oldest first; more when they pile up."""
+        """Decode finished jobs, oldest first: as many as a step's time allows, more in a pile."""
+        if self._finished:
+            self.settle()
         while self._finished:
             group = self._finished[0].group
             alike = [job for job in self._finished if job.group == group]
-            run_contained(self._decode, alike[:DECODE_BATCH_SIZE_MAX], on_failure=self._fail)
-            if len(self._finished) < self._batcher.batch_size_max:
-                return
+            size = self._portion.size(self.waiting_step_s)
+            with self.watch.lap("decode"):
+                self.health.run("decode", self._decode, alike[:size], on_failure=self._fail)
+            if len(self._batcher) and len(self._finished) < self._batcher.batch_size_max:
+                break
+        if not self:
+            self._forward.forget()
 
     def _decode(self, batch: list[Trajectory]) -> None:
         started_at = time.monotonic()
-        images = self._family.decode(torch.cat([trajectory.latents for trajectory in batch]))
+        latents = torch.cat([trajectory.latents for trajectory in batch])
+        images = batch[0].family.decode(latents)
         decode_s = time.monotonic() - started_at
+        self._portion.note(len(batch), decode_s)
         # Copies, or each image would keep the whole batch alive.
         results = [
             job.result(image.copy(), decode_s) for job, image in zip(batch, images, strict=True)
@@ -160,3 +184,7 @@ class InFlight:
 def _advance(predictions: list[Prediction]) -> None:
     for trajectory, noise_pred in predictions:
         trajectory.advance(noise_pred)
+
+
+def _average(mean: float | None, newest: float) -> float:
+    return newest if mean is None else NEWEST_STEP_WEIGHT * newest + (1 - NEWEST_STEP_WEIGHT) * mean

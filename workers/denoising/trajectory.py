@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workers.denoising.errors import Cancelled, DeadlineExceeded, DenoisingError, InvalidRequest
 from workers.denoising.families.family import Conditioning, Family
+from workers.denoising.host_copies import HostCopy, copy_to_host
 from workers.denoising.request import Denoised, DenoiseRequest
 from workers.denoising.solvers import Solver
 
@@ -26,6 +27,7 @@ class Trajectory:
 
     def __init__(self, request: DenoiseRequest, family: Family) -> None:
         self.request = request
+        self.family = family
         self.future: Future[Denoised] = Future()
         self.future.set_running_or_notify_cancel()  # Future.cancel() has no effect from here on
         self.is_cancelled = False
@@ -33,7 +35,7 @@ class Trajectory:
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         self.first_step = 0 if request.start is None else request.start.k
         self.step_index = self.first_step  # steps behind it, skipped ones included
-        self.captured: dict[int, Tensor] = {}
+        self.captured: dict[int, HostCopy] = {}
         self.on_progress = request.on_progress
         self.begun_at: float | None = None  # monotonic, start of its first step
         self.denoise_s = 0.0
@@ -43,11 +45,12 @@ class Trajectory:
             raise InvalidRequest(
                 f"the state's latents are {tuple(request.start.latents.shape)}, the job's {shape}"
             )
-        self.group = (shape, request.encoding.conditioning.shape, family.dtype)
+        # Who can share a forward pass: models of equal weights, tensors of equal shape and type.
+        self.group = (family.revision, shape, request.encoding.conditioning.shape, family.dtype)
 
-    def begin(self, family: Family) -> None:
+    def begin(self) -> None:
         """Draw the noise on the CPU, so that a seed means the same on every device, and start."""
-        request = self.request
+        request, family = self.request, self.family
         noise = family.draw_noise(request.height, request.width, self.generator)
         latents = self.solver.start_from(request.start, noise)
         self._latents = latents.to(family.device, family.dtype)
@@ -87,27 +90,23 @@ class Trajectory:
         self._latents = self.solver.step(noise_pred, self.step_index, self.latents)
         self.step_index += 1
         if self.step_index in self.request.capture_steps:
-            self.captured[self.step_index] = self.copy_latents()
+            # Every step makes new latents, so that the copy can happen behind the next one.
+            self.captured[self.step_index] = copy_to_host(self.latents[0])
 
-    def note_step(self, *, started_at: float, ended_at: float) -> None:
-        """Account for a step's time (monotonic seconds) and report progress.
+    def note_step(self, steps_done: int, *, started_at: float, ended_at: float) -> None:
+        """Account for the step that was the `steps_done`-th (monotonic seconds); report progress.
 
         A callback that raises is logged and not called again.
         """
         self.begun_at = started_at if self.begun_at is None else self.begun_at
         self.denoise_s = ended_at - self.begun_at
-        if self.on_progress is None:
+        if self.on_progress is None or self.future.done():  # cancelled while the step ran
             return
         try:
-            self.on_progress(self.step_index, self.request.num_inference_steps)
+            self.on_progress(steps_done, self.request.num_inference_steps)
         except Exception:
             logger.exception("progress callback", extra={"job_id": self.request.job_id})
             self.on_progress = None
-
-    def copy_latents(self) -> Tensor:
-        """[C, h, w] on the CPU, sharing nothing."""
-        with torch.inference_mode(False):  # a tensor of inference mode could not be changed later
-            return self.latents[0].to("cpu", copy=True)
 
     def ended_by(self, now: float) -> DenoisingError | None:
         """Why the job must not run on at the monotonic instant `now`, if so."""
@@ -119,10 +118,11 @@ class Trajectory:
     def result(self, image: Any, decode_s: float) -> Denoised:
         """What the job hands back, with its image [H, W, 3]."""
         assert self.is_done
+        final = copy_to_host(self.latents[0]) if self.request.capture_final else None
         return Denoised(
             image=image,
-            captured=self.captured,
-            final_latents=self.copy_latents() if self.request.capture_final else None,
+            captured={k: copy.tensor() for k, copy in self.captured.items()},
+            final_latents=None if final is None else final.tensor(),
             steps_run=self.step_index - self.first_step,
             denoise_s=self.denoise_s,
             decode_s=decode_s,

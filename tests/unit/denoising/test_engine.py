@@ -353,9 +353,9 @@ def test_captured_latents_belong_to_the_caller(engine: Engine, encoding: Encodin
 
 
 def test_timings_are_measured(engine: Engine, encoding: Encoding) -> None:
-    before = engine.seconds_per_step
+    before = engine.seconds_per_step()
     denoised = engine.denoise(request_for(encoding)).result(TIMEOUT_S)
-    after = engine.seconds_per_step
+    after = engine.seconds_per_step()
     assert before is None
     assert after is not None
     assert 0 < after <= denoised.denoise_s
@@ -366,7 +366,7 @@ def test_a_trajectory_refuses_to_run_past_its_end(
     family: StableDiffusion, encoding: Encoding
 ) -> None:
     trajectory = Trajectory(request_for(encoding, num_inference_steps=1), family)
-    trajectory.begin(family)
+    trajectory.begin()
     assert not trajectory.ended_by(time.monotonic())
     trajectory.advance(torch.zeros(1, 4, 8, 8))
     with pytest.raises(AssertionError):

@@ -15,3 +15,26 @@ def test_a_heartbeat_that_lets_leases_lapse_is_refused(monkeypatch: pytest.Monke
         load_settings(WorkerSettings)
     monkeypatch.setenv("NIRVANA_HEARTBEAT_S", "0.5")
     assert load_settings(WorkerSettings).heartbeat_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ('{"xl": ', "must be JSON such as"),
+        ('{"XL": "/models/xl"}', "'XL' must match"),
+        ('{"xl": ""}', "'xl' has no folder"),
+        ('{"small": "/models/small"}', "'small' is NIRVANA_MODEL"),
+        ('["xl"]', "dictionary"),
+    ],
+)
+def test_models_that_make_no_sense_are_refused(
+    monkeypatch: pytest.MonkeyPatch, models: str, message: str
+) -> None:
+    monkeypatch.setenv("NIRVANA_MODELS", models)
+    with pytest.raises(SettingsInvalid, match=rf"^NIRVANA_MODELS: .*{message}"):
+        load_settings(WorkerSettings)
+
+
+def test_the_default_model_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIRVANA_MODELS", '{"a": "/models/a"}')
+    assert list(load_settings(WorkerSettings).model_paths) == ["small", "a"]
