@@ -26,7 +26,7 @@ from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.captures import CaptureKeeper
 from workers.denoising.engine import Engine
-from workers.denoising.families import stable_diffusion
+from workers.denoising.families import loading
 from workers.denoising.families.family import Family
 from workers.generate import Workbench
 from workers.images import Images
@@ -79,7 +79,7 @@ def load_family(settings: WorkerSettings) -> Family:
     dtype = settings.latent_dtype
     if dtype == "auto":
         dtype = "float16" if device.startswith("cuda") else "float32"
-    return stable_diffusion.load(
+    return loading.load(
         settings.model_path, device=torch.device(device), dtype=getattr(torch, dtype)
     )
 

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.approximate import ApproximateCache
-from cache.entry import Hit, ScopeSpec, StateKind
+from cache.entry import Hit, MissReason, ScopeSpec, StateKind
 from cache.lookup import Found
 from cache.store import NewEntry, NewState
 from producer.contract import CacheMode, CacheOutcome, GenerationJob
 from producer.result import CacheReport
 from workers.denoising.families.family import Family
 from workers.denoising.request import Denoised, StartState
-from workers.denoising.solvers import scheduler_fingerprint
+from workers.denoising.schedulers import resumes, scheduler_fingerprint
 from workers.ledger import Claim
 
 
@@ -64,6 +64,9 @@ class Reuse:
     def plan(self, claim: Claim, embedding: NDArray[np.float32]) -> ReusePlan:
         """Look the prompt up and fetch what it can start from; never fails, bounded in time."""
         scope = self._scope(claim.job)
+        if claim.job.cache is CacheMode.USE and not self._can_reuse(scope):
+            report = CacheReport(outcome=CacheOutcome.MISS, reason=MissReason.TOO_FEW_STEPS.value)
+            return self._from_noise(scope, report)
         match claim.job.cache:
             case CacheMode.BYPASS:
                 return ReusePlan(scope=scope, report=CacheReport(outcome=CacheOutcome.BYPASS))
@@ -137,9 +140,17 @@ class Reuse:
     def _captures(self, scope: ScopeSpec, *, after: int) -> Captures:
         """Choose those of the k set that this run passes, or the finished latents."""
         k_set = self._cache.selector.k_set(scope.num_inference_steps)
+        if not self._can_reuse(scope):
+            return Captures()
         if self._state_kind is StateKind.FINAL:
             return Captures(final=bool(k_set))
         return Captures(steps=frozenset(k for k in k_set if k > after))
+
+    def _can_reuse(self, scope: ScopeSpec) -> bool:
+        """Whether the scheduler takes this kind of state up, at so many steps."""
+        return self._state_kind is StateKind.FINAL or resumes(
+            self._family.scheduler, scope.num_inference_steps
+        )
 
     def _scope(self, job: GenerationJob) -> ScopeSpec:
         family = self._family

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.unit.denoising.fakes import TIMEOUT_S, FakeDenoiser, StepGate, request_for, run_alone
 from workers.denoising.engine import Engine
-from workers.denoising.families.stable_diffusion import StableDiffusion
+from workers.denoising.families.family import Family
 from workers.denoising.request import Denoised, DenoiseRequest, StartState
 
 PROMPT = "a red bus on the moon"
@@ -49,7 +49,7 @@ def final_of(denoised: Denoised) -> Tensor:
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 16)])
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 def test_final_latents_and_image_equal_the_pipelines(
-    families: dict[str, StableDiffusion],
+    families: dict[str, Family],
     pipelines: dict[str, Any],
     name: str,
     negative_prompt: str,
@@ -81,7 +81,7 @@ def test_final_latents_and_image_equal_the_pipelines(
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_resuming_at_every_k_equals_the_uninterrupted_run_bit_for_bit(
-    families: dict[str, StableDiffusion], name: str
+    families: dict[str, Family], name: str
 ) -> None:
     ks = frozenset(NUM_STEPS * percent // 100 for percent in (10, 20, 30, 40, 50))
     options: dict[str, Any] = {"num_inference_steps": NUM_STEPS, "guidance_scale": 5.0}
@@ -96,7 +96,7 @@ def test_resuming_at_every_k_equals_the_uninterrupted_run_bit_for_bit(
         assert set(resumed.captured) == {other for other in ks if other > k}
 
 
-def test_a_final_state_depends_on_the_new_jobs_seed(family: StableDiffusion) -> None:
+def test_a_final_state_depends_on_the_new_jobs_seed(family: Family) -> None:
     source = run(family, seed=1)
     state = StartState(latents=final_of(source), kind="final", k=2)
     one, again, other = (run(family, start=state, seed=seed) for seed in (2, 2, 3))
@@ -127,7 +127,7 @@ def mixed_requests(engine: Engine) -> list[DenoiseRequest]:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_job_in_a_mixed_batch_of_eight_equals_itself_alone(
-    families: dict[str, StableDiffusion], name: str
+    families: dict[str, Family], name: str
 ) -> None:
     fake, gate = FakeDenoiser(families[name]), StepGate()
     with Engine(fake.as_family(), batch_size_max=8) as engine:

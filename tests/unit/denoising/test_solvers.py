@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.tiny_pipeline import BETAS, tiny_ddim_scheduler
 from workers.denoising.errors import InvalidRequest, UnsupportedScheduler
 from workers.denoising.request import StartState
-from workers.denoising.solvers import Resume, Solver, check_supported, scheduler_fingerprint
+from workers.denoising.schedulers import Resume, check_supported, scheduler_fingerprint
+from workers.denoising.solvers import Solver
 
 NUM_STEPS = 10
 SCHEDULERS: dict[str, Callable[[], Any]] = {
