@@ -13,6 +13,7 @@ import torch
 
 from tests.tiny_pipeline import BETAS, build_tiny_pipeline
 from tests.unit.denoising.fakes import FakeDenoiser
+from tests.unit.denoising.pairs import FAMILIES, TinyModel, load_tiny_model
 from workers.denoising.engine import Engine
 from workers.denoising.families import loading
 from workers.denoising.families.family import Family
@@ -45,6 +46,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: build_tiny_pipeline(root / name, scheduler=scheduler)
         for name, scheduler in schedulers.items()
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
+    """A tiny model of each family."""
+    root = tmp_path_factory.mktemp("families")
+    return {name: load_tiny_model(name, root / name) for name in FAMILIES}
 
 
 @pytest.fixture(scope="session")

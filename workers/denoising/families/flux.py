@@ -123,7 +123,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def image_ids(height: int, width: int) -> Tensor:
     """Each token's place [height width, 3]: 0, its row, its column."""
-    return torch.cartesian_prod(torch.zeros(1), torch.arange(height), torch.arange(width))
+    return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width))
 
 
 def load(folder: Path, placement: Placement) -> Flux:
