@@ -29,7 +29,7 @@ from transformers import (
     CLIPTextModelWithProjection,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
+    T5Tokenizer,
 )
 
 from tests.tiny_pipeline import (
@@ -116,11 +116,11 @@ BUILDERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def tiny_t5_tokenizer() -> T5TokenizerFast:
+def tiny_t5_tokenizer() -> T5Tokenizer:
     """Printable ASCII, a character a token; anything else is unknown."""
     specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     characters = [(chr(code), -2.0) for code in range(33, 127)]
-    return T5TokenizerFast(vocab=[*specials, *characters], extra_ids=0)
+    return T5Tokenizer(vocab=[*specials, *characters], extra_ids=0)
 
 
 def _clip_config(projection_dim: int) -> CLIPTextConfig:

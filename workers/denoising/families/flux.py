@@ -118,7 +118,8 @@ def pack(latents: Tensor) -> Tensor:
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """Latents [B, C, 2 height, 2 width] of tokens [B, height width, 4 C]."""
-    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), PATCH_SIZE)
+    patches = tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+    return pixel_shuffle(patches, PATCH_SIZE)
 
 
 def image_ids(height: int, width: int) -> Tensor:

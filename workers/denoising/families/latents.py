@@ -1,4 +1,4 @@
-"""From noise to latents' shape, and from latents to pixels: the same in all families."""
+"""From latents to pixels: the same in all families."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def decode(vae: Any, latents: Tensor) -> npt.NDArray[np.uint8]:
 
 def denormalize(config: Any, latents: Tensor) -> Tensor:
     """The VAE's own latents, of those that the denoiser works on: unit variance, zero mean."""
+    unscaled: Tensor = latents / config.scaling_factor
     if config.latents_mean is not None and config.latents_std is not None:
         mean, std = (
             torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1)
             for values in (config.latents_mean, config.latents_std)
         )
-        return latents * std / config.scaling_factor + mean
-    return latents / config.scaling_factor + (config.shift_factor or 0)
+        return unscaled * std + mean
+    shift: float = config.shift_factor or 0.0
+    return unscaled + shift
