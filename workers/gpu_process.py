@@ -76,11 +76,9 @@ def load_family(settings: WorkerSettings) -> Family:
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = settings.latent_dtype
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "float32"
+    dtype = None if settings.latent_dtype == "auto" else getattr(torch, settings.latent_dtype)
     return loading.load(
-        settings.model_path, device=torch.device(device), dtype=getattr(torch, dtype)
+        settings.model_path, device=device, dtype=dtype, scheduler=settings.scheduler
     )
 
 

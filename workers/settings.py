@@ -23,10 +23,12 @@ class WorkerSettings(BaseSettings):
     """Slug under which jobs ask for the model."""
     model_path: str = Field(default="models/small", min_length=1)
     """A diffusers folder, or a hub id."""
+    scheduler: str | None = None
+    """A scheduler class of diffusers to use instead of the model's own, with its configuration."""
     device: str = "auto"
     """`auto` (CUDA where there is one), or a torch device."""
     latent_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """`auto` is float32 on a CPU and float16 on a GPU."""
+    """`auto` is float32 on a CPU; on a GPU float16, for Stable Diffusion 3 and Flux bfloat16."""
     num_threads: int = Field(default=1, ge=1)
     """Of torch on a CPU: one is best for small batches of a small model."""
     batch_size_max: int = Field(default=8, ge=1, le=256)

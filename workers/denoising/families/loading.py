@@ -30,17 +30,25 @@ LOADERS: dict[str, Callable[[Path, Placement], Family]] = {
     stable_diffusion_3.PIPELINE_CLASS: stable_diffusion_3.load,
     flux.PIPELINE_CLASS: flux.load,
 }
+# Half precision on a GPU, not measured there: bfloat16 for weights that were published in it.
+GPU_DTYPES: dict[str, torch.dtype] = {
+    stable_diffusion.PIPELINE_CLASS: torch.float16,
+    stable_diffusion_xl.PIPELINE_CLASS: torch.float16,
+    stable_diffusion_3.PIPELINE_CLASS: torch.bfloat16,
+    flux.PIPELINE_CLASS: torch.bfloat16,
+}
 
 
 def load(
     path_or_id: str | Path,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     scheduler: str | None = None,
 ) -> Family:
     """Load a diffusers folder, or a hub id (downloaded once), onto the device.
 
+    `dtype` is float32 on a CPU where it is not given, else the family's own (GPU_DTYPES).
     `scheduler` names a supported class to use instead of the model's own, with its configuration.
     Turns the progress bars of diffusers and transformers off, for the whole process.
     Raises UnsupportedModel, UnsupportedScheduler.
@@ -52,7 +60,10 @@ def load(
         raise UnsupportedModel(
             f"{path_or_id} is a {pipeline_class}; supported: {', '.join(LOADERS)}"
         )
-    placement = Placement(device=torch.device(device), dtype=dtype, scheduler=scheduler)
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else GPU_DTYPES[pipeline_class]
+    placement = Placement(device=device, dtype=dtype, scheduler=scheduler)
     family = LOADERS[pipeline_class](folder, placement)
     logger.info("loaded %s, revision %s", path_or_id, family.revision[:16])
     return family
