@@ -139,9 +139,9 @@ class Reuse:
 
     def _captures(self, scope: ScopeSpec, *, after: int) -> Captures:
         """Choose those of the k set that this run passes, or the finished latents."""
-        k_set = self._cache.selector.k_set(scope.num_inference_steps)
         if not self._can_reuse(scope):
             return Captures()
+        k_set = self._cache.selector.k_set(scope.num_inference_steps)
         if self._state_kind is StateKind.FINAL:
             return Captures(final=bool(k_set))
         return Captures(steps=frozenset(k for k in k_set if k > after))

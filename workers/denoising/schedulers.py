@@ -10,9 +10,9 @@
 
 A multistep solver's latents are not its whole state: it also holds the predictions of the steps
 before. A warm restart lets it begin at step k as it begins at step 0, with one first-order step
-(Lu et al. 2022, DPM-Solver++, section 4.1; Zhao et al. 2023, UniPC, section 3.3), and builds its
-history anew from there. How far that ends from the uninterrupted run is the error of that one
-step, which grows with the step's length: see WARM_RESTART_STEPS_MIN.
+(Lu et al. 2022, DPM-Solver++, algorithm 2), and builds its history anew from there. How far that
+ends from the uninterrupted run is the error of that one step, which grows with the step's length:
+see WARM_RESTART_STEPS_MIN.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from workers.denoising.errors import UnsupportedScheduler
 WARM_RESTART_STEPS_MIN = 20
 
 REHEARSAL_STEPS = 8
-REHEARSAL_SHIFT = 1.0  # mu, as for an image of some 2,600 tokens
+REHEARSAL_SHIFT = 1.0  # mu, among those that images' sizes give
 
 
 class Resume(StrEnum):
@@ -56,7 +56,7 @@ class Support:
 
     resume: Resume
     draws_noise: bool = False  # in each step, from the job's generator
-    # For models that predict velocities? By configuration: with use_flow_sigmas, which see.
+    # Whether for models that predict velocities; "by configuration": where it has use_flow_sigmas.
     flow_matching: Literal["no", "yes", "by configuration"] = "no"
     refusal: Callable[[Any], str | None] = lambda config: None  # the reason, where there is one
 
@@ -88,6 +88,8 @@ def _refuse_unipc(config: Any) -> str | None:
 def _refuse_half_flow(config: Any) -> str | None:
     if bool(config.use_flow_sigmas) != (config.prediction_type == "flow_prediction"):
         return "use_flow_sigmas and prediction_type flow_prediction go together"
+    if config.use_dynamic_shifting and not config.use_flow_sigmas:
+        return "use_dynamic_shifting needs use_flow_sigmas"
     return None
 
 
@@ -190,7 +192,8 @@ def _rehearse(scheduler: Any) -> str | None:
                 rehearsed.scale_model_input(latents, timestep)
             latents = rehearsed.step(latents / 2, timestep, latents, return_dict=False)[0]
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        return f"its configuration fails at its first steps: {type(e).__name__} {e}"
+        reason = " ".join(str(e).split())
+        return f"its configuration fails at its first steps: {type(e).__name__} {reason}"
     return None if latents.isfinite().all() else "its configuration gives NaN"
 
 

@@ -45,6 +45,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"),
         "go together",
     ),
+    (lambda: diffusers.UniPCMultistepScheduler(use_dynamic_shifting=True), "needs use_flow_sigmas"),
     (
         lambda: diffusers.UniPCMultistepScheduler(solver_p=tiny_ddim_scheduler()),
         "solver_p",

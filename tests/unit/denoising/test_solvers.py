@@ -96,6 +96,11 @@ def test_what_each_step_draws_depends_on_the_seed_and_the_step_alone() -> None:
     assert not torch.allclose(others[0], whole[-1])
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+def test_very_short_runs_give_finite_latents(scheduler: Any, num_steps: int) -> None:
+    assert solve(scheduler, None, seed=1, num_steps=num_steps)[-1].isfinite().all()
+
+
 @pytest.mark.parametrize("k", [1, 3, 5, 9])
 def test_any_state_of_any_number_of_steps_gives_finite_latents(scheduler: Any, k: int) -> None:
     for num_steps in (10, 13, 50):

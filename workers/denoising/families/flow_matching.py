@@ -11,8 +11,9 @@ def time_shift(config: Any, num_image_tokens: int, *, max_shift: float) -> dict[
     """`mu` of a scheduler with dynamic shifting; empty where the configuration's shift is static.
 
     Larger images get more of their steps at high noise (Esser et al. 2024, Stable Diffusion 3,
-    section 5.3.2): mu rises linearly with the tokens, between two points of the scheduler's
-    configuration. `max_shift` is the pipeline's own default for one that leaves it open.
+    "resolution-dependent shifting of timestep schedules"). As in diffusers' pipelines, mu lies on
+    a line over the number of tokens, through two points of the scheduler's configuration;
+    `max_shift` is the pipeline's own default for a configuration without it.
     """
     if not config.get("use_dynamic_shifting"):
         return {}

@@ -42,8 +42,9 @@ class StableDiffusion3(LatentDiffusion):
         [ clip 1 | clip 2 | 0 ]     num_tokens of CLIP    pooled: [ clip 1 | clip 2 ]
         [         T5          ]     256
 
-    An encoder that the folder does not have leaves zeros, as it was dropped in training
-    (Esser et al. 2024, appendix B.3). Of the two CLIP encoders one is needed, for retrieval.
+    An encoder that the folder does not have leaves zeros, as where it was dropped in training
+    (Esser et al. 2024, "flexible text encoders"). One of the two CLIP encoders is needed, for
+    retrieval.
     """
 
     def __init__(self, pipeline: Any, clip: Any, *, folder: Path) -> None:
