@@ -1,6 +1,6 @@
 """How far a job resumed at step k ends from the uninterrupted run, by scheduler, steps and k.
 
-    python -m benchmarks.resumption [--steps 50 20 10] [--prompts 8]
+    python -m benchmarks.resumption [--steps 50 20 10] [--percent 10 20 30 40 50] [--prompts 8]
 
 Relative RMS of the final latents, the largest over the prompts, on the model that ships with the
 project and with its own configuration (zero terminal SNR, v prediction). Prints a table and one
@@ -30,7 +30,7 @@ from workers.denoising.families import loading
 from workers.denoising.families.family import Family
 from workers.denoising.request import Denoised, DenoiseRequest, StartState
 
-FRACTIONS_PERCENT = (10, 20, 30, 40, 50)  # the paper's k set
+K_SET_PERCENT = (10, 20, 30, 40, 50)  # the paper's, of N
 PROMPTS = (
     "a red apple on a blue background",
     "a penguin in the snow",
@@ -61,27 +61,31 @@ def main() -> None:
     shipped = loading.load(Path(models.__file__).parent / "small")
     measured: list[dict[str, Any]] = []
     for name, (scheduler, options) in CONFIGURATIONS.items():
+        if arguments.only not in name:
+            continue
         family: Any = copy.copy(shipped)
         family.scheduler = schedulers.replacement(
             scheduler, shipped.scheduler, is_flow_matching=False
         )
         family.scheduler = type(family.scheduler).from_config(family.scheduler.config, **options)
         for num_steps in arguments.steps:
-            errors = measure(family, num_steps, PROMPTS[: arguments.prompts])
+            ks = frozenset(max(1, num_steps * percent // 100) for percent in arguments.percent)
+            errors = measure(family, num_steps, ks, PROMPTS[: arguments.prompts])
             measured.append({"scheduler": name, "steps": num_steps, "relative_rms": errors})
             columns = "  ".join(f"k={k}: {error:.4f}" for k, error in errors.items())
             print(f"{name:24} N={num_steps:3}  {columns}", flush=True)
     print(json.dumps({"benchmark": "resumption", "measured": measured}))
 
 
-def measure(family: Family, num_steps: int, prompts: Sequence[str]) -> dict[int, float]:
+def measure(
+    family: Family, num_steps: int, ks: frozenset[int], prompts: Sequence[str]
+) -> dict[int, float]:
     """The largest error over the prompts, by k."""
-    ks = sorted({max(1, num_steps * percent // 100) for percent in FRACTIONS_PERCENT})
-    errors = dict.fromkeys(ks, 0.0)
+    errors = dict.fromkeys(sorted(ks), 0.0)
     with Engine(family, batch_size_max=32) as engine:
         wholes = [
             (request, engine.denoise(request))
-            for request in _requests(engine, family, num_steps, prompts, frozenset(ks))
+            for request in _requests(engine, family, num_steps, prompts, ks)
         ]
         resumed = [
             (k, future.result(), engine.denoise(_resumed(request, k, latents)))
@@ -131,6 +135,8 @@ def _final(denoised: Denoised) -> Tensor:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 20, 10])
+    parser.add_argument("--percent", type=int, nargs="+", default=list(K_SET_PERCENT))
+    parser.add_argument("--only", default="", help="configurations whose name contains this")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
     return parser.parse_args()
 
