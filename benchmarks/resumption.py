@@ -6,8 +6,8 @@ Relative RMS of the final latents, the largest over the prompts, on the model th
 project and with its own configuration (zero terminal SNR, v prediction). Prints a table and one
 JSON line.
 
-Caveats: one small model, one guidance scale; a number of steps below WARM_RESTART_STEPS_MIN is
-measured here although the engine would refuse it.
+Caveats: one small model, one guidance scale; restarts that the engine would refuse (see
+WARM_RESTART_STEPS_MIN) are measured here too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     """Measure every configuration at every number of steps."""
     arguments = _parse()
     torch.set_num_threads(1)
-    schedulers.WARM_RESTART_STEPS_MIN = 1
+    schedulers.WARM_RESTART_STEPS_MIN = schedulers.WARM_RESTART_ANYWHERE_STEPS_MIN = 1
     shipped = loading.load(Path(models.__file__).parent / "small")
     measured: list[dict[str, Any]] = []
     for name, (scheduler, options) in CONFIGURATIONS.items():

@@ -64,7 +64,7 @@ class Reuse:
     def plan(self, claim: Claim, embedding: NDArray[np.float32]) -> ReusePlan:
         """Look the prompt up and fetch what it can start from; never fails, bounded in time."""
         scope = self._scope(claim.job)
-        if claim.job.cache is CacheMode.USE and not self._can_reuse(scope):
+        if claim.job.cache is CacheMode.USE and not self._k_set(scope):
             report = CacheReport(outcome=CacheOutcome.MISS, reason=MissReason.TOO_FEW_STEPS.value)
             return self._from_noise(scope, report)
         match claim.job.cache:
@@ -139,18 +139,18 @@ class Reuse:
 
     def _captures(self, scope: ScopeSpec, *, after: int) -> Captures:
         """Choose those of the k set that this run passes, or the finished latents."""
-        if not self._can_reuse(scope):
-            return Captures()
-        k_set = self._cache.selector.k_set(scope.num_inference_steps)
         if self._state_kind is StateKind.FINAL:
-            return Captures(final=bool(k_set))
-        return Captures(steps=frozenset(k for k in k_set if k > after))
+            return Captures(final=bool(self._k_set(scope)))
+        return Captures(steps=frozenset(k for k in self._k_set(scope) if k > after))
 
-    def _can_reuse(self, scope: ScopeSpec) -> bool:
-        """Whether the scheduler takes this kind of state up, at so many steps."""
-        return self._state_kind is StateKind.FINAL or resumes(
-            self._family.scheduler, scope.num_inference_steps
-        )
+    def _k_set(self, scope: ScopeSpec) -> tuple[int, ...]:
+        """The steps at which a later job could take up what this kind of state offers."""
+        num_steps = scope.num_inference_steps
+        k_set = self._cache.selector.k_set(num_steps)
+        if self._state_kind is StateKind.FINAL:  # noised again, it depends on no solver's history
+            return k_set
+        scheduler = self._family.scheduler
+        return tuple(k for k in k_set if resumes(scheduler, num_steps, k=k))
 
     def _scope(self, job: GenerationJob) -> ScopeSpec:
         family = self._family

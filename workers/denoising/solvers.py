@@ -18,7 +18,12 @@ from torch import Tensor
 
 from workers.denoising.errors import InvalidRequest
 from workers.denoising.request import StartState
-from workers.denoising.schedulers import SUPPORTED, WARM_RESTART_STEPS_MIN, resumes
+from workers.denoising.schedulers import (
+    SUPPORTED,
+    WARM_RESTART_ANYWHERE_STEPS_MIN,
+    WARM_RESTART_STEPS_MIN,
+    resumes,
+)
 
 
 class Solver:
@@ -47,12 +52,14 @@ class Solver:
     def check_start(self, state: StartState | None) -> None:
         """Raise InvalidRequest where a warm restart from the state would end too far off."""
         num_steps = len(self.timesteps)
-        if state is None or state.kind == "final" or resumes(self._scheduler, num_steps):
+        if state is None or state.kind == "final":
             return
-        raise InvalidRequest(
-            f"{type(self._scheduler).__name__} takes up intermediate states "
-            f"from {WARM_RESTART_STEPS_MIN} steps on, not of {num_steps}"
-        )
+        if not resumes(self._scheduler, num_steps, k=state.k):
+            raise InvalidRequest(
+                f"{type(self._scheduler).__name__} cannot take up step {state.k} of {num_steps}: "
+                f"allowed are the first half of {WARM_RESTART_STEPS_MIN} steps or more, and all "
+                f"of {WARM_RESTART_ANYWHERE_STEPS_MIN} or more"
+            )
 
     def start_from(
         self, state: StartState | None, noise: Tensor, generator: torch.Generator

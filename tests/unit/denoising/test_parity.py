@@ -116,12 +116,12 @@ def mixed_requests(model: TinyModel, engine: Engine) -> list[DenoiseRequest]:
 
 
 def _start(n: int) -> dict[str, Any]:
-    """From noise, an intermediate or a final state, with some four to eight steps to run."""
+    """From noise, an intermediate or a final state."""
     if n % 4 == 0:
         return {"num_inference_steps": 5 + n // 2}
     latents = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(n))
-    state = StartState(latents=latents, kind="intermediate" if n % 2 else "final", k=16 + n // 2)
-    return {"num_inference_steps": 20 + n, "start": state}
+    state = StartState(latents=latents, kind="intermediate" if n % 2 else "final", k=45 + n // 2)
+    return {"num_inference_steps": 50 + n, "start": state}
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" ".join)

@@ -150,19 +150,19 @@ def test_the_template_is_never_stepped(scheduler: Any) -> None:
     assert scheduler.config.get("flow_shift") == getattr(scheduler.config, "flow_shift", None)
 
 
-def test_short_runs_of_multistep_solvers_take_no_intermediate_state(scheduler: Any) -> None:
-    intermediate, final = (
-        StartState(latents=draw(1)[0], kind=kind, k=2) for kind in ("intermediate", "final")
-    )
-    for num_steps in (19, 20):
+def test_a_warm_restart_that_would_end_too_far_off_is_refused(scheduler: Any) -> None:
+    for num_steps, k, is_close in ((19, 2, False), (20, 10, True), (20, 11, False)):
         solver = make_solver(scheduler, num_steps)
+        intermediate, final = (
+            StartState(latents=draw(1)[0], kind=kind, k=k) for kind in ("intermediate", "final")
+        )
         solver.check_start(None)
         solver.check_start(final)
-        if num_steps == 19 and resume_of(scheduler) is Resume.WARM_RESTART:
-            with pytest.raises(InvalidRequest, match="from 20 steps on, not of 19"):
-                solver.check_start(intermediate)
-        else:
+        if is_close or resume_of(scheduler) is Resume.EXACT:
             solver.check_start(intermediate)
+        else:
+            with pytest.raises(InvalidRequest, match=f"cannot take up step {k} of {num_steps}"):
+                solver.check_start(intermediate)
 
 
 def test_more_steps_than_the_model_was_trained_with_are_refused() -> None:
