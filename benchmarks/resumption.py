@@ -57,7 +57,7 @@ def main() -> None:
     """Measure every configuration at every number of steps."""
     arguments = _parse()
     torch.set_num_threads(1)
-    schedulers.WARM_RESTART_STEPS_MIN = schedulers.WARM_RESTART_ANYWHERE_STEPS_MIN = 1
+    schedulers.WARM_RESTART_ANYWHERE_STEPS_MIN = 1
     shipped = loading.load(Path(models.__file__).parent / "small")
     measured: list[dict[str, Any]] = []
     for name, (scheduler, options) in CONFIGURATIONS.items():

@@ -31,10 +31,11 @@ import torch
 from workers.denoising.errors import UnsupportedScheduler
 
 # Where a warm restart ends within a relative RMS of .05 of the uninterrupted run, measured on the
-# shipped model with every multistep solver here (benchmarks/resumption.py): at k up to half of this
-# many steps or more, which is the paper's set, and at any k of the second number or more. What
-# binds is how far the one first-order step goes in log signal-to-noise: outside, up to .18.
+# shipped model with every multistep solver here (benchmarks/resumption.py): from step 2 to half of
+# this many steps or more, which holds the paper's set, and at any step of the third number or more.
+# What binds is how far the one first-order step goes in log signal-to-noise: outside, up to .18.
 WARM_RESTART_STEPS_MIN = 20
+WARM_RESTART_K_MIN = 2
 WARM_RESTART_ANYWHERE_STEPS_MIN = 50
 
 REHEARSAL_STEPS = 8
@@ -151,12 +152,10 @@ def resumes(scheduler: Any, num_inference_steps: int, *, k: int) -> bool:
         case Resume.EXACT:
             return True
         case Resume.WARM_RESTART:
-            num_steps_min = (
-                WARM_RESTART_STEPS_MIN
-                if 2 * k <= num_inference_steps
-                else WARM_RESTART_ANYWHERE_STEPS_MIN
-            )
-            return num_inference_steps >= num_steps_min
+            if num_inference_steps >= WARM_RESTART_ANYWHERE_STEPS_MIN:
+                return True
+            is_long_enough = num_inference_steps >= WARM_RESTART_STEPS_MIN
+            return is_long_enough and WARM_RESTART_K_MIN <= k <= num_inference_steps / 2
 
 
 def replacement(name: str, scheduler: Any, *, is_flow_matching: bool) -> Any:

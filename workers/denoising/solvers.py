@@ -21,6 +21,7 @@ from workers.denoising.request import StartState
 from workers.denoising.schedulers import (
     SUPPORTED,
     WARM_RESTART_ANYWHERE_STEPS_MIN,
+    WARM_RESTART_K_MIN,
     WARM_RESTART_STEPS_MIN,
     resumes,
 )
@@ -57,8 +58,9 @@ class Solver:
         if not resumes(self._scheduler, num_steps, k=state.k):
             raise InvalidRequest(
                 f"{type(self._scheduler).__name__} cannot take up step {state.k} of {num_steps}: "
-                f"allowed are the first half of {WARM_RESTART_STEPS_MIN} steps or more, and all "
-                f"of {WARM_RESTART_ANYWHERE_STEPS_MIN} or more"
+                f"allowed are steps from {WARM_RESTART_K_MIN} to half of "
+                f"{WARM_RESTART_STEPS_MIN} or more, and any of "
+                f"{WARM_RESTART_ANYWHERE_STEPS_MIN} or more"
             )
 
     def start_from(

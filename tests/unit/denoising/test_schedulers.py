@@ -99,7 +99,16 @@ def test_others_are_refused_naming_those_for_flow_matching(
 
 @pytest.mark.parametrize(
     ("num_inference_steps", "k", "is_close"),
-    [(19, 1, False), (20, 10, True), (20, 11, False), (49, 25, False), (50, 49, True)],
+    [
+        (19, 2, False),
+        (20, 1, False),
+        (20, 2, True),
+        (20, 10, True),
+        (20, 11, False),
+        (49, 25, False),
+        (50, 1, True),
+        (50, 49, True),
+    ],
 )
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_multistep_solvers_keep_states_only_where_a_warm_restart_ends_close(
