@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks.ceiling import Ceiling
 from benchmarks.denoising_jobs import Job, Pipeline, Run, give_states, make_jobs, run_engine
 from benchmarks.engine_report import CAVEATS, Pair, Rounds, figures, tables
-from workers.denoising.families import stable_diffusion
+from workers.denoising.families import loading
 from workers.denoising.warm_up import choose_threads, pass_timer, thread_counts
 
 MODEL: Final = Path(__file__).resolve().parent.parent / "models" / "small"
@@ -31,7 +31,7 @@ Side = Callable[[Sequence[Job]], Run]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parse(arguments)
-    family = stable_diffusion.load(options.model)
+    family = loading.load(options.model)
     threads = choose_threads(pass_timer(family), {1, options.in_flight}, gain_min=0.0)
     num_cores = len(os.sched_getaffinity(0))
     print(

@@ -42,10 +42,10 @@ def build_tiny_pipeline(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = _tokenizer()
+        tokenizer = tiny_tokenizer()
         pipeline: Any = StableDiffusionPipeline(
-            vae=_vae(),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer))),
+            vae=tiny_vae(),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**tiny_text_config(tokenizer))),
             tokenizer=tokenizer,
             unet=_unet(),
             scheduler=scheduler or tiny_ddim_scheduler(),
@@ -65,7 +65,7 @@ def tiny_ddim_scheduler(**config: Any) -> DDIMScheduler:
     return DDIMScheduler(**{**BETAS, "clip_sample": False, "steps_offset": 1, **config})
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer() -> CLIPTokenizer:
     """Bytes alone, inside and at the end of a word: no merges, and any text is tokenised."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), "<|startoftext|>", "<|endoftext|>"]
@@ -73,7 +73,7 @@ def _tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=NUM_TOKENS)
 
 
-def _text_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+def tiny_text_config(tokenizer: CLIPTokenizer) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": EMBED_DIM,
@@ -100,7 +100,7 @@ def _unet() -> UNet2DConditionModel:
     )
 
 
-def _vae() -> AutoencoderKL:
+def tiny_vae(**config: Any) -> AutoencoderKL:
     return AutoencoderKL(
         sample_size=16,
         block_out_channels=(4, 8),
@@ -109,6 +109,7 @@ def _vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
         latent_channels=4,
         norm_num_groups=4,
+        **config,
     )
 
 
@@ -123,7 +124,7 @@ def _clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     }
     return CLIPModel(
         CLIPConfig(
-            text_config=CLIPTextConfig(**_text_config(tokenizer)).to_dict(),
+            text_config=CLIPTextConfig(**tiny_text_config(tokenizer)).to_dict(),
             vision_config=CLIPVisionConfig(**vision).to_dict(),
             projection_dim=CLIP_PROJECTION_DIM,
         )

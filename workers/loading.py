@@ -6,7 +6,7 @@ import torch
 
 from producer.models import ServedModel
 from workers.denoising.failures import typed
-from workers.denoising.families import stable_diffusion
+from workers.denoising.families import loading
 from workers.denoising.families.description import describe, weights_bytes
 from workers.denoising.families.family import Family
 from workers.denoising.modules import arrange, memory_bytes
@@ -24,7 +24,7 @@ def describe_models(settings: WorkerSettings) -> ServedModels:
 
 def describe_model(settings: WorkerSettings, slug: str, path: str) -> ServedModel:
     """Tell clients what a model takes."""
-    spec = describe(path)
+    spec = describe(path, scheduler=settings.scheduler)
     return ServedModel(
         slug=slug,
         is_default=slug == settings.model,
@@ -53,13 +53,13 @@ def open_pool(settings: WorkerSettings) -> ModelPool:
 
 def load_family(settings: WorkerSettings, slug: str) -> Family:
     """Load a model onto the device; raises DenoisingError where that fails."""
-    device = choose_device(settings)
-    dtype = settings.latent_dtype
-    if dtype == "auto":
-        dtype = "float16" if device.type == "cuda" else "float32"
+    dtype = None if settings.latent_dtype == "auto" else getattr(torch, settings.latent_dtype)
     try:
-        family = stable_diffusion.load(
-            settings.model_paths[slug], device=device, dtype=getattr(torch, dtype)
+        family = loading.load(
+            settings.model_paths[slug],
+            device=choose_device(settings),
+            dtype=dtype,
+            scheduler=settings.scheduler,
         )
         arrange(family, channels_last=settings.channels_last, compiled=settings.compile_denoiser)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:

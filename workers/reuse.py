@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.approximate import ApproximateCache
-from cache.entry import Hit, ScopeSpec, StateKind
+from cache.entry import Hit, MissReason, ScopeSpec, StateKind
 from cache.lookup import Found
 from cache.store import NewEntry, NewState
 from producer.contract import CacheMode, CacheOutcome, GenerationJob
 from producer.result import CacheReport
 from workers.denoising.families.family import Family
 from workers.denoising.request import Denoised, StartState
-from workers.denoising.solvers import scheduler_fingerprint
+from workers.denoising.schedulers import resumes, scheduler_fingerprint
 from workers.ledger import Claim
 
 
@@ -65,17 +66,21 @@ class Reuse:
     def plan(self, claim: Claim, family: Family, embedding: NDArray[np.float32]) -> ReusePlan:
         """Look the prompt up and fetch what it can start from; never fails, bounded in time."""
         scope = scope_of(claim.job, family)
+        k_set = self._k_set(scope, family)
+        if claim.job.cache is CacheMode.USE and not k_set:
+            report = CacheReport(outcome=CacheOutcome.MISS, reason=MissReason.TOO_FEW_STEPS.value)
+            return self._from_noise(scope, k_set, report)
         match claim.job.cache:
             case CacheMode.BYPASS:
                 return ReusePlan(scope=scope, report=CacheReport(outcome=CacheOutcome.BYPASS))
             case CacheMode.REFRESH:
-                return self._from_noise(scope, CacheReport(outcome=CacheOutcome.REFRESH))
+                return self._from_noise(scope, k_set, CacheReport(outcome=CacheOutcome.REFRESH))
             case CacheMode.USE:
                 found = self._cache.find(scope, embedding, owner=claim.owner)
                 if isinstance(found, Found):
-                    return self._from_state(scope, found, claim.owner)
+                    return self._from_state(scope, k_set, found, claim.owner)
                 report = CacheReport(outcome=CacheOutcome.MISS, reason=found.reason.value)
-                return self._from_noise(scope, report)
+                return self._from_noise(scope, k_set, report)
 
     def count_use(self, plan: ReusePlan) -> None:
         """Credit the state that a finished job started from with the steps it saved."""
@@ -112,10 +117,13 @@ class Reuse:
         is_refresh = claim.job.cache is CacheMode.REFRESH
         return NewStates(scope=plan.scope, entry=entry, is_refresh=is_refresh)
 
-    def _from_noise(self, scope: ScopeSpec, report: CacheReport) -> ReusePlan:
-        return ReusePlan(scope=scope, report=report, captures=self._captures(scope, after=0))
+    def _from_noise(self, scope: ScopeSpec, k_set: Sequence[int], report: CacheReport) -> ReusePlan:
+        captures = self._captures(k_set, after=0)
+        return ReusePlan(scope=scope, report=report, captures=captures)
 
-    def _from_state(self, scope: ScopeSpec, found: Found, owner: str) -> ReusePlan:
+    def _from_state(
+        self, scope: ScopeSpec, k_set: Sequence[int], found: Found, owner: str
+    ) -> ReusePlan:
         hit = found.hit
         # Whose job it was is told to nobody else: an id is a way to ask for its image.
         source_job_id = hit.source_job_id if hit.owner == owner else None
@@ -132,15 +140,22 @@ class Reuse:
             start=StartState(latents=found.latents, kind=hit.kind.value, k=hit.k),
             lookup_s=found.lookup_s,
             fetch_s=found.fetch_s,
-            captures=self._captures(scope, after=hit.k),
+            captures=self._captures(k_set, after=hit.k),
         )
 
-    def _captures(self, scope: ScopeSpec, *, after: int) -> Captures:
+    def _captures(self, k_set: Sequence[int], *, after: int) -> Captures:
         """Choose those of the k set that this run passes, or the finished latents."""
-        k_set = self._cache.selector.k_set(scope.num_inference_steps)
         if self._state_kind is StateKind.FINAL:
             return Captures(final=bool(k_set))
         return Captures(steps=frozenset(k for k in k_set if k > after))
+
+    def _k_set(self, scope: ScopeSpec, family: Family) -> tuple[int, ...]:
+        """The steps at which a later job could take up what this kind of state offers."""
+        num_steps = scope.num_inference_steps
+        k_set = self._cache.selector.k_set(num_steps)
+        if self._state_kind is StateKind.FINAL:  # noised again, it depends on no solver's history
+            return k_set
+        return tuple(k for k in k_set if resumes(family.scheduler, num_steps, k=k))
 
 
 def scope_of(job: GenerationJob, family: Family) -> ScopeSpec:

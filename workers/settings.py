@@ -31,10 +31,12 @@ class WorkerSettings(BaseSettings):
     """More models, as JSON from slug to folder or hub id: loaded when a job first asks for one."""
     models_memory_bytes: int | None = Field(default=None, ge=1)
     """Of all loaded models' weights; the least recently used idle one makes room. Unset: no end."""
+    scheduler: str | None = None
+    """A scheduler class of diffusers to use instead of each model's own, with its configuration."""
     device: str = "auto"
     """`auto` (CUDA where there is one), or a torch device."""
     latent_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """`auto` is float32 on a CPU and float16 on a GPU."""
+    """`auto` is float32 on a CPU; on a GPU float16, for Stable Diffusion 3 and Flux bfloat16."""
     channels_last: bool = False
     """Whether convolutions keep channels innermost; on a CPU no gain, not measured on a GPU."""
     compile_denoiser: bool = False

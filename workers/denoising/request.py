@@ -40,8 +40,8 @@ class DenoiseRequest:
     height: int  # pixels
     width: int  # pixels
     num_inference_steps: int
-    guidance_scale: float  # classifier-free guidance above 1; at 1 and below it is off
-    seed: int  # of the noise: all of it, or that of a `final` state
+    guidance_scale: float  # classifier-free above 1, off at 1 and below; of Flux the distilled one
+    seed: int  # of all noise drawn: at the start, for a `final` state, in each ancestral step
     start: StartState | None = None
     capture_steps: frozenset[int] = frozenset()  # keep the latents after these numbers of steps
     capture_final: bool = False

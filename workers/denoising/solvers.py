@@ -1,4 +1,4 @@
-"""A noise scheduler per job, and how each supported class resumes at step k.
+"""One job's noise scheduler: its timesteps, and the update of each step.
 
     latents after ...      0         1        ...      k        ...      N
                       x_T  |--step 0--|--step 1-- ... --|--step k-- ... --|  x_0
@@ -11,79 +11,35 @@ diffusers' schedulers keep an index (and some a history) inside, so no two jobs 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
-from workers.denoising.errors import InvalidRequest, UnsupportedScheduler
+from workers.denoising.errors import InvalidRequest
 from workers.denoising.request import StartState
-
-
-class Resume(StrEnum):
-    """What continuing from the latents of step k alone gives."""
-
-    EXACT = "exact"  # the uninterrupted run: the latents are the solver's whole state
-    WARM_RESTART = "warm_restart"  # close to it: the solver's history is built anew from k on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Support:
-    """How a scheduler class resumes, and which of its configurations are refused."""
-
-    resume: Resume
-    refusal: Callable[[Any], str | None] = lambda config: None  # the reason, where there is one
-
-
-def _flow_match_refusal(config: Any) -> str | None:
-    for option in ("use_dynamic_shifting", "stochastic_sampling", "invert_sigmas"):
-        if config.get(option):
-            return f"{option} is not supported"
-    return None
-
-
-SUPPORTED: dict[str, Support] = {
-    "DDIMScheduler": Support(resume=Resume.EXACT),
-    "EulerDiscreteScheduler": Support(resume=Resume.EXACT),
-    "FlowMatchEulerDiscreteScheduler": Support(resume=Resume.EXACT, refusal=_flow_match_refusal),
-}
-
-
-def check_supported(scheduler: Any) -> Resume:
-    """How `scheduler` resumes at k. Raises UnsupportedScheduler, naming those that can."""
-    name = type(scheduler).__name__
-    support = SUPPORTED.get(name)
-    reason = "it cannot resume at step k" if support is None else support.refusal(scheduler.config)
-    if support is None or reason is not None:
-        raise UnsupportedScheduler(
-            f"scheduler {name} is refused: {reason}; supported: {', '.join(SUPPORTED)}"
-        )
-    return support.resume
-
-
-def scheduler_fingerprint(scheduler: Any) -> str:
-    """Class and a hash of the configuration: states are interchangeable only within it."""
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    return f"{type(scheduler).__name__}:{digest.hexdigest()[:16]}"
+from workers.denoising.schedulers import (
+    SUPPORTED,
+    WARM_RESTART_ANYWHERE_STEPS_MIN,
+    WARM_RESTART_K_MIN,
+    WARM_RESTART_STEPS_MIN,
+    resumes,
+)
 
 
 class Solver:
     """One job's way through the noise levels: timesteps [N] and the update of each step.
 
     Owned by one trajectory, used in the order start_from, (model_input, step) for each step.
+    `schedule` are further arguments of the scheduler's set_timesteps (see Family.schedule).
+    Raises InvalidRequest where the scheduler cannot make so many steps.
     """
 
-    def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
+    def __init__(self, scheduler: Any, num_inference_steps: int, **schedule: Any) -> None:
         self._scheduler = copy.deepcopy(scheduler)
         try:
             # The schedule stays on the CPU: its scalars go to the device inside each operation.
-            self._scheduler.set_timesteps(num_inference_steps)
+            self._scheduler.set_timesteps(num_inference_steps, **schedule)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         self.timesteps: Tensor = self._scheduler.timesteps
@@ -91,13 +47,37 @@ class Solver:
             raise InvalidRequest(
                 f"the scheduler makes {len(self.timesteps)} of {num_inference_steps} steps"
             )
+        self._draws_noise = SUPPORTED[type(scheduler).__name__].draws_noise
+        self._step_options: dict[str, Any] = {}
 
-    def start_from(self, state: StartState | None, noise: Tensor) -> Tensor:
+    def check_start(self, state: StartState | None) -> None:
+        """Raise InvalidRequest where a warm restart from the state would end too far off."""
+        num_steps = len(self.timesteps)
+        if state is None or state.kind == "final":
+            return
+        if not resumes(self._scheduler, num_steps, k=state.k):
+            raise InvalidRequest(
+                f"{type(self._scheduler).__name__} cannot take up step {state.k} of {num_steps}: "
+                f"allowed are steps from {WARM_RESTART_K_MIN} to half of "
+                f"{WARM_RESTART_STEPS_MIN} or more, and any of "
+                f"{WARM_RESTART_ANYWHERE_STEPS_MIN} or more"
+            )
+
+    def start_from(
+        self, state: StartState | None, noise: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """The latents [1, C, h, w] that enter the first step to run: step 0, or the state's k.
 
-        `noise` has unit variance; an intermediate state does not use it.
+        `noise` has unit variance and was the first draw from `generator` (on the CPU); an
+        intermediate state does not use it. A scheduler that draws noise in each step goes on
+        drawing from the generator, from where the job would be had it run the skipped steps:
+        so step i's noise depends on the seed and i alone, whatever the job starts from.
         """
         first_step = 0 if state is None else state.k
+        if self._draws_noise:
+            self._step_options = {"generator": generator}
+            for _ in range(first_step):
+                torch.randn(noise.shape, generator=generator, dtype=noise.dtype)
         if hasattr(self._scheduler, "set_begin_index"):  # DDIM has no index: it goes by timestep
             self._scheduler.set_begin_index(first_step)
         if state is None:
@@ -112,7 +92,7 @@ class Solver:
                 assert_never(state.kind)
 
     def _renoise(self, final_latents: Tensor, k: int, noise: Tensor) -> Tensor:
-        """x_k = sqrt(a_k) x_0 + sqrt(1 - a_k) noise, in the scheduler's own parametrisation."""
+        """x_k = alpha_k x_0 + sigma_k noise, in the scheduler's own parametrisation."""
         timestep = self.timesteps[k : k + 1]
         if hasattr(self._scheduler, "scale_noise"):  # flow matching
             noised = self._scheduler.scale_noise(final_latents, timestep, noise)
@@ -130,8 +110,13 @@ class Solver:
         return scaled
 
     def step(self, noise_pred: Tensor, step_index: int, latents: Tensor) -> Tensor:
-        """The latents after step `step_index`. Advances the scheduler's own index."""
-        timestep = self.timesteps[step_index]
-        stepped = self._scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
-        assert isinstance(stepped, torch.Tensor)
+        """The latents after step `step_index`. Advances the scheduler's own index and history."""
+        stepped = self._scheduler.step(
+            noise_pred,
+            self.timesteps[step_index],
+            latents,
+            **self._step_options,
+            return_dict=False,
+        )[0]
+        assert isinstance(stepped, Tensor)
         return stepped

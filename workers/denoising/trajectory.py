@@ -31,7 +31,11 @@ class Trajectory:
         self.future: Future[Denoised] = Future()
         self.future.set_running_or_notify_cancel()  # Future.cancel() has no effect from here on
         self.is_cancelled = False
-        self.solver = Solver(family.scheduler, request.num_inference_steps)
+        num_steps, size = request.num_inference_steps, (request.height, request.width)
+        self.solver = Solver(family.scheduler, num_steps, **family.schedule(num_steps, *size))
+        self.solver.check_start(request.start)
+        # Whether a step takes two rows of the batch, one without the prompt.
+        self.is_guided = family.has_classifier_free_guidance and request.guidance_scale > 1
         self.generator = torch.Generator("cpu").manual_seed(request.seed)
         self.first_step = 0 if request.start is None else request.start.k
         self.step_index = self.first_step  # steps behind it, skipped ones included
@@ -40,6 +44,7 @@ class Trajectory:
         self.begun_at: float | None = None  # monotonic, start of its first step
         self.denoise_s = 0.0
         self._latents: Tensor | None = None
+        self._conditioning: Conditioning | None = None
         shape = family.latent_shape(request.height, request.width)
         if request.start is not None and tuple(request.start.latents.shape) != shape:
             raise InvalidRequest(
@@ -52,8 +57,14 @@ class Trajectory:
         """Draw the noise on the CPU, so that a seed means the same on every device, and start."""
         request, family = self.request, self.family
         noise = family.draw_noise(request.height, request.width, self.generator)
-        latents = self.solver.start_from(request.start, noise)
+        latents = self.solver.start_from(request.start, noise, self.generator)
         self._latents = latents.to(family.device, family.dtype)
+        self._conditioning = family.condition(
+            request.encoding.conditioning,
+            height=request.height,
+            width=request.width,
+            guidance_scale=request.guidance_scale,
+        )
 
     @property
     def latents(self) -> Tensor:
@@ -63,12 +74,9 @@ class Trajectory:
 
     @property
     def conditioning(self) -> Conditioning:
-        return self.request.encoding.conditioning
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether a step takes two rows of the batch, one without the prompt."""
-        return self.request.guidance_scale > 1
+        """What the denoiser is told, the job's own part included."""
+        assert self._conditioning is not None, "begin() comes first"
+        return self._conditioning
 
     @property
     def is_done(self) -> bool:

@@ -13,9 +13,10 @@ import torch
 
 from tests.tiny_pipeline import BETAS, build_tiny_pipeline
 from tests.unit.denoising.fakes import FakeDenoiser
+from tests.unit.denoising.pairs import FAMILIES, TinyModel, load_tiny_model
 from workers.denoising.engine import Engine
-from workers.denoising.families import stable_diffusion
-from workers.denoising.families.stable_diffusion import StableDiffusion
+from workers.denoising.families import loading
+from workers.denoising.families.family import Family
 
 # diffusers' Euler and Heun schedulers convert tensors in a way that numpy is phasing out.
 DIFFUSERS_WARNING = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
@@ -48,17 +49,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def families(folders: dict[str, Path]) -> dict[str, StableDiffusion]:
-    return {name: stable_diffusion.load(folder) for name, folder in folders.items()}
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
+    """A tiny model of each family."""
+    root = tmp_path_factory.mktemp("families")
+    return {name: load_tiny_model(name, root / name) for name in FAMILIES}
 
 
 @pytest.fixture(scope="session")
-def family(families: dict[str, StableDiffusion]) -> StableDiffusion:
+def families(folders: dict[str, Path]) -> dict[str, Family]:
+    return {name: loading.load(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def family(families: dict[str, Family]) -> Family:
     return families["ddim"]
 
 
 @pytest.fixture
-def fake(family: StableDiffusion) -> FakeDenoiser:
+def fake(family: Family) -> FakeDenoiser:
     return FakeDenoiser(family)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from workers.denoising.engine import Engine
 from workers.denoising.families.family import Encoding, Family
-from workers.denoising.families.stable_diffusion import StableDiffusion
 from workers.denoising.request import DenoiseRequest
 
 TIMEOUT_S = 30.0
@@ -19,7 +18,7 @@ TIMEOUT_S = 30.0
 class FakeDenoiser:
     """The real tiny family with another denoiser: the one fake of these tests."""
 
-    def __init__(self, family: StableDiffusion) -> None:
+    def __init__(self, family: Family) -> None:
         self._family = family
         self.num_rows: list[int] = []  # of each forward pass that was tried
         self.hook: Callable[[Tensor, Mapping[str, Tensor]], None] = lambda latents, rows: None

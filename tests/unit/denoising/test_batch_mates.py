@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.tiny_pipeline import build_tiny_pipeline
 from tests.unit.denoising.fakes import TIMEOUT_S, request_for
 from workers.denoising.engine import ONE_THREAD, Engine
-from workers.denoising.families import stable_diffusion
+from workers.denoising.families import loading
 from workers.denoising.families.family import Encoding, Family
 from workers.denoising.in_flight import InFlight
 from workers.denoising.request import Denoised, DenoiseRequest, StartState
@@ -103,7 +103,7 @@ def test_jobs_of_two_models_run_in_one_engine_each_on_its_own_weights(
     family: Family, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = build_tiny_pipeline(tmp_path_factory.mktemp("other") / "model", seed=1)
-    models = [family, stable_diffusion.load(folder)]
+    models = [family, loading.load(folder)]
     with Engine(device=torch.device("cpu"), batch_size_max=4) as engine:
         encodings = [engine.encode("a cat", family=model) for model in models]
         futures = [

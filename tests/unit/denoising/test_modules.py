@@ -12,7 +12,7 @@ import torch
 
 from tests.unit.denoising.fakes import request_for, run_alone
 from workers.denoising.errors import UnsupportedModel, UnsupportedScheduler
-from workers.denoising.families import stable_diffusion
+from workers.denoising.families import loading
 from workers.denoising.families.description import describe, weights_bytes
 from workers.denoising.families.family import Family
 from workers.denoising.modules import arrange, memory_bytes
@@ -27,7 +27,7 @@ def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
 def test_channels_last_changes_the_layout_and_not_the_image(
     family: Family, folders: dict[str, Path]
 ) -> None:
-    arranged = stable_diffusion.load(folders["ddim"])
+    arranged: Any = loading.load(folders["ddim"])
     arrange(arranged, channels_last=True)
     assert arranged.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     request = request_for(family.encode(["a cat"], [""])[0], guidance_scale=4.0)
@@ -41,7 +41,7 @@ def test_only_the_denoiser_is_compiled(
 ) -> None:
     compiled: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
-    family = stable_diffusion.load(folders["ddim"])
+    family: Any = loading.load(folders["ddim"])
     arrange(family, compiled=True)
     assert compiled == [family.unet]
 

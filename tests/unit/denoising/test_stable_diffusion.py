@@ -15,10 +15,9 @@ import torch
 
 from tests.tiny_pipeline import CLIP_PROJECTION_DIM, EMBED_DIM, NUM_TOKENS, build_tiny_pipeline
 from workers.denoising.errors import UnsupportedModel, UnsupportedScheduler
-from workers.denoising.families import stable_diffusion
+from workers.denoising.families import loading
 from workers.denoising.families.family import Family
 from workers.denoising.families.folder import fingerprint
-from workers.denoising.families.stable_diffusion import StableDiffusion
 
 PROMPTS = ["a red bus", "two cats on a mat, oil painting", "", "漢字 é " * 50]
 
@@ -34,15 +33,12 @@ def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders["ddim"], tmp_path / "model"))
 
 
-def test_a_loaded_model_is_a_family(family: StableDiffusion) -> None:
-    port: Family = family
-    assert port.latent_shape(24, 16) == (4, 12, 8)
-    assert port.dtype is torch.float32
+def test_a_loaded_model_tells_the_shape_of_its_latents(family: Family) -> None:
+    assert family.latent_shape(24, 16) == (4, 12, 8)
+    assert family.dtype is torch.float32
 
 
-def test_conditioning_equals_the_pipelines(
-    family: StableDiffusion, folders: dict[str, Path]
-) -> None:
+def test_conditioning_equals_the_pipelines(family: Family, folders: dict[str, Path]) -> None:
     pipeline: Any = diffusers.StableDiffusionPipeline
     pipeline = pipeline.from_pretrained(folders["ddim"], local_files_only=True)
     encodings = family.encode(PROMPTS, ["grey"] * len(PROMPTS))
@@ -57,9 +53,9 @@ def test_conditioning_equals_the_pipelines(
 
 @pytest.mark.parametrize("with_clip", [False, True])
 def test_retrieval_vectors_have_unit_length_and_the_embedders_dimension(
-    family: StableDiffusion, clip_folder: Path, with_clip: bool
+    family: Family, clip_folder: Path, with_clip: bool
 ) -> None:
-    model = stable_diffusion.load(clip_folder) if with_clip else family
+    model = loading.load(clip_folder) if with_clip else family
     assert model.embedder.dim == (CLIP_PROJECTION_DIM if with_clip else EMBED_DIM)
     vectors = model.embedding(PROMPTS)
     assert vectors.shape == (len(PROMPTS), model.embedder.dim)
@@ -71,15 +67,15 @@ def test_retrieval_vectors_have_unit_length_and_the_embedders_dimension(
 
 
 def test_embedders_of_other_weights_have_other_ids(
-    family: StableDiffusion, clip_folder: Path, tmp_path: Path
+    family: Family, clip_folder: Path, tmp_path: Path
 ) -> None:
-    retrained = stable_diffusion.load(build_tiny_pipeline(tmp_path / "other", seed=1))
-    with_clip = stable_diffusion.load(clip_folder)
+    retrained = loading.load(build_tiny_pipeline(tmp_path / "other", seed=1))
+    with_clip = loading.load(clip_folder)
     ids = {family.embedder.id, retrained.embedder.id, with_clip.embedder.id}
     assert len(ids) == 3
 
 
-def test_the_revision_follows_files_and_not_notes(copy: Path, family: StableDiffusion) -> None:
+def test_the_revision_follows_files_and_not_notes(copy: Path, family: Family) -> None:
     assert fingerprint(copy) == family.revision
     (copy / "README.md").write_text("a note")
     (copy / ".lock").write_text("")
@@ -91,7 +87,7 @@ def test_the_revision_follows_files_and_not_notes(copy: Path, family: StableDiff
     assert fingerprint(copy) != family.revision
 
 
-def test_defaults_are_the_trained_size_and_stable_diffusions(family: StableDiffusion) -> None:
+def test_defaults_are_the_trained_size_and_stable_diffusions(family: Family) -> None:
     spec = family.spec
     assert (spec.unit, spec.height, spec.width) == (2, 16, 16)
     assert (spec.size_min, spec.size_max) == (8, 32)
@@ -100,7 +96,7 @@ def test_defaults_are_the_trained_size_and_stable_diffusions(family: StableDiffu
 
 def test_nirvana_json_overrides_them(copy: Path) -> None:
     (copy / "nirvana.json").write_text(json.dumps({"guidance_scale": 4, "height": 24}))
-    spec = stable_diffusion.load(copy).spec
+    spec = loading.load(copy).spec
     assert (spec.guidance_scale, spec.height, spec.width) == (4, 24, 16)
 
 
@@ -117,29 +113,29 @@ def test_nirvana_json_overrides_them(copy: Path) -> None:
 def test_a_wrong_nirvana_json_is_refused(copy: Path, content: Any, message: str) -> None:
     (copy / "nirvana.json").write_text(json.dumps(content))
     with pytest.raises(UnsupportedModel, match=message):
-        stable_diffusion.load(copy)
+        loading.load(copy)
 
 
 def test_what_is_no_model_is_refused_in_one_line(copy: Path, tmp_path: Path) -> None:
     (copy / "unet" / "config.json").unlink()
     for path in (tmp_path / "nothing", tmp_path, copy):
         with pytest.raises(UnsupportedModel) as refused:
-            stable_diffusion.load(path)
+            loading.load(path)
         assert str(path) in str(refused.value)
 
 
 def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(UnsupportedModel, match="FluxPipeline"):
-        stable_diffusion.load(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_an_unsupported_scheduler_is_refused_or_replaced(tmp_path: Path) -> None:
     pndm = diffusers.PNDMScheduler(steps_offset=1)
     folder = build_tiny_pipeline(tmp_path / "pndm", scheduler=pndm)
     with pytest.raises(UnsupportedScheduler, match=r"PNDMScheduler is refused.*DDIM"):
-        stable_diffusion.load(folder)
-    replaced = stable_diffusion.load(folder, scheduler="DDIMScheduler").scheduler
+        loading.load(folder)
+    replaced = loading.load(folder, scheduler="DDIMScheduler").scheduler
     assert isinstance(replaced, diffusers.DDIMScheduler)
     with pytest.raises(UnsupportedScheduler, match="HeunDiscreteScheduler"):
-        stable_diffusion.load(folder, scheduler="HeunDiscreteScheduler")
+        loading.load(folder, scheduler="HeunDiscreteScheduler")

@@ -3,34 +3,61 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 
 from workers.denoising.errors import UnsupportedModel, UnsupportedScheduler
+from workers.denoising.families import (
+    flux,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+)
 from workers.denoising.families.family import ModelSpec
-from workers.denoising.families.folder import local_folder, read_spec
-from workers.denoising.families.stable_diffusion import PIPELINE_CLASS
-from workers.denoising.solvers import check_supported
+from workers.denoising.families.folder import open_folder
+from workers.denoising.schedulers import check_supported, replacement
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
+SpecReader = Callable[[Path, int, Mapping[str, Any]], ModelSpec]
+# By the class that a folder's model_index.json names: the denoiser's folder and the spec's reader.
+DENOISERS: dict[str, tuple[str, SpecReader]] = {
+    stable_diffusion.PIPELINE_CLASS: ("unet", stable_diffusion.spec_of),
+    stable_diffusion_xl.PIPELINE_CLASS: ("unet", stable_diffusion_xl.spec_of),
+    stable_diffusion_3.PIPELINE_CLASS: ("transformer", stable_diffusion_3.spec_of),
+    flux.PIPELINE_CLASS: ("transformer", flux.spec_of),
+}
 
-def describe(path_or_id: str | Path) -> ModelSpec:
+
+def describe(path_or_id: str | Path, *, scheduler: str | None = None) -> ModelSpec:
     """Defaults and limits, as the loaded model would have them; fetches a hub's model.
 
-    Raises UnsupportedModel, UnsupportedScheduler: at start, not when the first job comes.
+    `scheduler` is to be used instead of the model's own. Raises UnsupportedModel and
+    UnsupportedScheduler: at start, not when the first job comes.
     """
-    folder = local_folder(path_or_id, PIPELINE_CLASS)
-    scheduler = _config(folder / "scheduler" / "scheduler_config.json")
-    scheduler_class = getattr(diffusers, scheduler["_class_name"], None)
-    if scheduler_class is None:
-        raise UnsupportedScheduler(f"diffusers has no {scheduler['_class_name']}")
-    check_supported(scheduler_class.from_config(scheduler))
-    vae, unet = _config(folder / "vae" / "config.json"), _config(folder / "unet" / "config.json")
-    vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    return read_spec(folder, vae_scale_factor, unet["sample_size"])
+    folder, pipeline_class = open_folder(path_or_id)
+    if pipeline_class not in DENOISERS:
+        raise UnsupportedModel(
+            f"{path_or_id} is a {pipeline_class}; supported: {', '.join(DENOISERS)}"
+        )
+    part, spec_of = DENOISERS[pipeline_class]
+    _check_scheduler(folder, scheduler, is_flow_matching=part == "transformer")
+    vae_scale_factor = 2 ** (len(_config(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    return spec_of(folder, vae_scale_factor, _config(folder / part / "config.json"))
+
+
+def _check_scheduler(folder: Path, name: str | None, *, is_flow_matching: bool) -> None:
+    config = _config(folder / "scheduler" / "scheduler_config.json")
+    own_class = getattr(diffusers, config["_class_name"], None)
+    if own_class is None:
+        raise UnsupportedScheduler(f"diffusers has no {config['_class_name']}")
+    scheduler = own_class.from_config(config)
+    if name is not None:
+        scheduler = replacement(name, scheduler, is_flow_matching=is_flow_matching)
+    check_supported(scheduler, is_flow_matching=is_flow_matching)
 
 
 def weights_bytes(path_or_id: str | Path) -> int:

@@ -16,12 +16,13 @@ from torch import Tensor
 class Conditioning:
     """What the denoiser is told about one prompt: tensors by diffusers' names, without batch axis.
 
-    Stable Diffusion has `prompt_embeds` [tokens, dim] alone; families with pooled embeddings or
-    time ids add theirs. The engine stacks each name over the batch and never looks inside.
+    All families have `prompt_embeds` [tokens, dim], all but Stable Diffusion 1 and 2 also
+    `pooled_prompt_embeds` [dim]. What depends on the job besides comes in `Family.condition`.
+    The engine stacks each name over the batch and never looks inside.
     """
 
     prompt: Mapping[str, Tensor]
-    negative_prompt: Mapping[str, Tensor]
+    negative_prompt: Mapping[str, Tensor]  # empty where the family has no such guidance
 
     @property
     def shape(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -59,7 +60,15 @@ class ModelSpec:
 
 
 class Family(Protocol):
-    """A loaded model. All methods but `latent_shape` belong to the thread that owns the device."""
+    """A loaded model, in pieces that the engine calls one by one.
+
+        encode(prompts)                 once a prompt
+        condition(..., size, guidance)  once a job: adds what depends on more than its prompt
+        denoiser(...)                   once a step, over the rows of all jobs in the batch
+        decode(latents)                 once a job
+
+    All methods but `latent_shape` and `schedule` belong to the thread that owns the device.
+    """
 
     @property
     def spec(self) -> ModelSpec: ...
@@ -82,14 +91,32 @@ class Family(Protocol):
     def dtype(self) -> torch.dtype:
         """Of latents and conditioning."""
 
+    @property
+    def has_classifier_free_guidance(self) -> bool:
+        """Whether a guidance scale above 1 asks for a second row, without the prompt."""
+
     def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str]) -> list[Encoding]:
-        """Conditioning and retrieval vector of each prompt, in order."""
+        """Conditioning and retrieval vector of each prompt, in order.
+
+        Raises InvalidRequest for a negative prompt that the family has no use for.
+        """
 
     def embedding(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Retrieval vectors [B, embedder.dim] of unit length."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one job's latents, without batch axis."""
+        """Shape [C, h, w] of one job's latents, never packed into tokens, without batch axis."""
+
+    def schedule(self, num_inference_steps: int, height: int, width: int) -> dict[str, Any]:
+        """What the job's scheduler needs for its timesteps besides their number."""
+
+    def condition(
+        self, conditioning: Conditioning, *, height: int, width: int, guidance_scale: float
+    ) -> Conditioning:
+        """A prompt's conditioning completed with what depends on the job: its size, its guidance.
+
+        Changes nothing in place: jobs may share an encoding.
+        """
 
     def draw_noise(self, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Unit noise [1, *latent_shape] on the CPU, drawn in the order of diffusers' pipeline."""
@@ -97,7 +124,10 @@ class Family(Protocol):
     def denoiser(
         self, latents: Tensor, timesteps: Tensor, conditioning: Mapping[str, Tensor]
     ) -> Tensor:
-        """The model's prediction [B, *latent_shape], one timestep [B] a row."""
+        """The model's prediction [B, *latent_shape], one timestep [B] a row.
+
+        What is the same for all rows of a batch, such as position ids, follows from the shapes.
+        """
 
     def decode(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Images [B, height, width, 3] of latents [B, *latent_shape]."""

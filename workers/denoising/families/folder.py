@@ -14,8 +14,6 @@ from workers.denoising.families.family import ModelSpec
 
 EDGE_BYTES = 2**20  # how much of each end of a file its fingerprint reads
 SPEC_FILE = "nirvana.json"  # in the model folder, optional: see read_spec
-DEFAULT_STEPS = 50
-DEFAULT_GUIDANCE_SCALE = 7.5
 SPEC_KEYS = (
     "height",
     "width",
@@ -26,8 +24,11 @@ SPEC_KEYS = (
 )
 
 
-def local_folder(path_or_id: str | Path, pipeline_class: str) -> Path:
-    """The diffusers folder itself, or where the hub's model was downloaded to."""
+def open_folder(path_or_id: str | Path) -> tuple[Path, str]:
+    """A diffusers folder and its pipeline's class, of a folder or a model of the hub.
+
+    The latter is downloaded once. Raises UnsupportedModel.
+    """
     folder = Path(path_or_id)
     if not folder.is_dir():
         try:
@@ -35,10 +36,9 @@ def local_folder(path_or_id: str | Path, pipeline_class: str) -> Path:
         except (OSError, ValueError) as error:  # an unknown id, no network, no id at all
             raise UnsupportedModel(f"no folder and no model of the hub: {path_or_id}") from error
     index = folder / "model_index.json"
-    name = _read_json(index).get("_class_name") if index.is_file() else "no diffusers folder"
-    if name != pipeline_class:
-        raise UnsupportedModel(f"{path_or_id} is {name}; supported: {pipeline_class}")
-    return folder
+    if not index.is_file():
+        raise UnsupportedModel(f"{path_or_id} is no diffusers folder: it has no model_index.json")
+    return folder, str(_read_json(index).get("_class_name"))
 
 
 def fingerprint(folder: Path) -> str:
@@ -63,11 +63,13 @@ def _edges(path: Path) -> bytes:
         return first + file.read()
 
 
-def read_spec(folder: Path, vae_scale_factor: int, sample_size: int) -> ModelSpec:
-    """Defaults and limits: those of Stable Diffusion, overridden by `nirvana.json`.
+def read_spec(
+    folder: Path, *, unit: int, trained_size: int, num_inference_steps: int, guidance_scale: float
+) -> ModelSpec:
+    """Defaults and limits: those of the family as given, overridden by `nirvana.json`.
 
     The file is one JSON object whose keys, all optional, are SPEC_KEYS: pixels, steps, scale.
-    Without it: the size the UNet was trained at, from half to twice that, 50 steps, guidance 7.5.
+    Without it: the size the model was trained at, and from half to twice that.
     """
     given = _read_json(folder / SPEC_FILE) if (folder / SPEC_FILE).is_file() else {}
     for key, value in given.items():
@@ -75,15 +77,14 @@ def read_spec(folder: Path, vae_scale_factor: int, sample_size: int) -> ModelSpe
             raise UnsupportedModel(f"{SPEC_FILE} has {key!r}; allowed: {', '.join(SPEC_KEYS)}")
         if type(value) is not int and not (key == "guidance_scale" and type(value) is float):
             raise UnsupportedModel(f"{SPEC_FILE}: {key} is {value!r}, not a number")
-    trained = sample_size * vae_scale_factor
     spec = ModelSpec(
-        unit=vae_scale_factor,
-        height=given.get("height", trained),
-        width=given.get("width", trained),
-        size_min=given.get("size_min", trained // 2),
-        size_max=given.get("size_max", trained * 2),
-        num_inference_steps=given.get("num_inference_steps", DEFAULT_STEPS),
-        guidance_scale=given.get("guidance_scale", DEFAULT_GUIDANCE_SCALE),
+        unit=unit,
+        height=given.get("height", trained_size),
+        width=given.get("width", trained_size),
+        size_min=given.get("size_min", trained_size // 2),
+        size_max=given.get("size_max", trained_size * 2),
+        num_inference_steps=given.get("num_inference_steps", num_inference_steps),
+        guidance_scale=given.get("guidance_scale", guidance_scale),
     )
     for side in (spec.height, spec.width):
         if side % spec.unit or not spec.size_min <= side <= spec.size_max:

@@ -1,0 +1,89 @@
+"""What a job takes from the cache and leaves to it, by scheduler and number of steps."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cache.approximate import ApproximateCache
+from cache.entry import Miss, MissReason, StateKind
+from cache.selector import Selector
+from producer.contract import CacheMode, CacheOutcome, GenerationJob
+from tests.tiny_pipeline import build_tiny_pipeline
+from workers.denoising.families import loading
+from workers.denoising.families.family import Family
+from workers.ledger import Claim
+from workers.reuse import Captures, Reuse
+
+# diffusers' multistep schedulers convert tensors in a way that numpy is phasing out.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+class EmptyCache:
+    """A cache that finds nothing, and counts how often it was asked."""
+
+    selector = Selector()
+
+    def __init__(self) -> None:
+        self.num_lookups = 0
+
+    def find(self, *_: Any, **__: Any) -> Miss:
+        self.num_lookups += 1
+        return Miss(reason=MissReason.NONE_SIMILAR)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_pipeline(tmp_path_factory.mktemp("reuse") / "model")
+
+
+def plan(
+    family: Family, num_inference_steps: int, mode: CacheMode, kind: StateKind
+) -> tuple[str | None, Captures, int]:
+    """Why the job missed, what it captures, and how many lookups that took."""
+    job = GenerationJob(
+        prompt="a cat",
+        model="tiny",
+        height=16,
+        width=16,
+        num_inference_steps=num_inference_steps,
+        cache=mode,
+    )
+    now = datetime.now(UTC)
+    claim = Claim(job_id=uuid.uuid4(), attempt=1, job=job, claimed_at=now, deadline_at=None)
+    cache = EmptyCache()
+    reuse = Reuse(cast("ApproximateCache", cache), state_kind=kind)
+    planned = reuse.plan(claim, family, family.embedding(["a cat"])[0])
+    assert planned.report.outcome in (CacheOutcome.MISS, CacheOutcome.REFRESH)
+    return planned.report.reason, planned.captures, cache.num_lookups
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "num_inference_steps", "is_cached"),
+    [
+        ("DDIMScheduler", 10, True),
+        ("UniPCMultistepScheduler", 20, True),
+        ("UniPCMultistepScheduler", 10, False),
+        ("DPMSolverMultistepScheduler", 19, False),
+    ],
+)
+def test_intermediate_states_are_cached_only_where_they_can_be_taken_up(
+    folder: Path, scheduler: str, num_inference_steps: int, is_cached: bool
+) -> None:
+    family = loading.load(folder, scheduler=scheduler)
+    k_set = Selector().k_set(num_inference_steps) if is_cached else ()
+    used = plan(family, num_inference_steps, CacheMode.USE, StateKind.INTERMEDIATE)
+    reason = MissReason.NONE_SIMILAR if is_cached else MissReason.TOO_FEW_STEPS
+    assert used == (reason.value, Captures(steps=frozenset(k_set)), int(is_cached))
+    refreshed = plan(family, num_inference_steps, CacheMode.REFRESH, StateKind.INTERMEDIATE)
+    assert refreshed == (None, Captures(steps=frozenset(k_set)), 0)
+
+
+def test_final_states_are_cached_whatever_the_scheduler(folder: Path) -> None:
+    family = loading.load(folder, scheduler="UniPCMultistepScheduler")
+    used = plan(family, 10, CacheMode.USE, StateKind.FINAL)
+    assert used == (MissReason.NONE_SIMILAR.value, Captures(final=True), 1)
