@@ -67,7 +67,8 @@ class UnetLearner(loop.Learner):
                 encoder_hidden_states=states.float(),
             ).sample
         weight = self.weights[[self._box(row) for row in rows]]
-        return (weight * (predicted.float() - velocity).square()).mean()
+        loss: Tensor = (weight * (predicted.float() - velocity).square()).mean()
+        return loss
 
     def _box(self, row: int) -> int:
         scene = self.scenes.scene(row)
