@@ -99,7 +99,8 @@ def replay(
     (row i at second i without), `is_asked` [n] whether it is looked up at all (all without).
     """
     num_jobs = len(neighbours)
-    cache = _Replay(neighbours, options, pools if pools is not None else np.zeros(num_jobs, int))
+    one_pool = np.zeros(num_jobs, dtype=np.int32)
+    cache = _Replay(neighbours, options, one_pool if pools is None else pools)
     times = np.arange(num_jobs) if times_s is None else times_s
     asked = np.ones(num_jobs, dtype=bool) if is_asked is None else is_asked
     for row, (time, is_looked_up) in enumerate(zip(times.tolist(), asked.tolist(), strict=True)):
@@ -123,7 +124,7 @@ class _Replay:
     """State ids are row x width + place, so they rise as the database's do."""
 
     def __init__(
-        self, neighbours: Neighbours, options: CacheOptions, pools: NDArray[np.int_]
+        self, neighbours: Neighbours, options: CacheOptions, pools: NDArray[np.int32]
     ) -> None:
         self._options = options
         self._ks = options.k_set
@@ -221,7 +222,7 @@ def allowed_places(similarities: NDArray[np.float32], options: CacheOptions) -> 
     return np.searchsorted(floors, similarities.astype(np.float64), side="left").astype(np.int8)
 
 
-def _make_pools(options: CacheOptions, pools: NDArray[np.int_]) -> list[LiveStates]:
+def _make_pools(options: CacheOptions, pools: NDArray[np.int32]) -> list[LiveStates]:
     return [
         LiveStates(
             options.policy,

@@ -38,4 +38,5 @@ def capacity_pools(trace: Trace, shared_by: SharedBy) -> NDArray[np.int32]:
     """[n]: rows of the same number compete for the same capacity, a namespace's."""
     if trace.namespaces is None or shared_by is SharedBy.ALL:
         return np.zeros(len(trace), dtype=np.int32)
-    return trace.namespaces - trace.namespaces.min()
+    pools: NDArray[np.int32] = trace.namespaces - trace.namespaces.min()
+    return pools
