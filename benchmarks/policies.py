@@ -191,13 +191,14 @@ def _print_table(log: Simulation) -> None:
 
 
 def _print_verdict(answer: dict[str, Any]) -> None:
+    gap, kept = answer["default_gap_to_best_max"], answer["share_of_unbounded_at_1"]
     print(
         f"""
-* the default, {DEFAULT}: at most {answer["default_gap_to_best_max"]:.2%} below the best policy,
-over all logs, kinds and capacities (target {GAP_MAX:.0%}). In 1 % of the bytes that five intermediate
-states a prompt would fill it keeps at least {answer["share_of_unbounded_at_1"]:.1%} of the unbounded
-cache's savings with final states (target {SHARE_OF_UNBOUNDED_MIN:.0%}), and saves at least
-{answer["clairvoyant_share_at_1"]:.1%} of the clairvoyant bound with either kind."""
+* the default, {DEFAULT}: at most {gap:.2%} below the best policy, over all logs, kinds and
+capacities (target {GAP_MAX:.0%}). In 1 % of the bytes that five intermediate states a prompt would
+fill it keeps at least {kept:.1%} of the unbounded cache's savings with final states (target
+{SHARE_OF_UNBOUNDED_MIN:.0%}), and saves at least {answer["clairvoyant_share_at_1"]:.1%} of the \
+clairvoyant bound with either kind."""
     )
 
 

@@ -19,8 +19,8 @@ class RankedState:
     id: int
     num_bytes: int
     seconds_per_step: float
-    #: What the next use should save.
-    steps_per_use: int
+    #: Its scope's.
+    num_inference_steps: int
     #: Seconds on any clock, as the other instants.
     created_at: float
     last_used_at: float
@@ -42,8 +42,8 @@ def _lcbfu(state: RankedState) -> float:
 
 
 def _lcbfu_aged(state: RankedState) -> float:
-    expected = state.steps_saved + state.steps_per_use
-    return state.inflation + expected * state.seconds_per_step / state.num_bytes
+    steps = (state.uses + 1) * state.num_inference_steps
+    return state.inflation + steps * state.seconds_per_step / state.num_bytes
 
 
 #: The smallest score goes first, then the smallest id.

@@ -24,7 +24,7 @@ class LiveStates:
         self._score = SCORES[policy]
         self._rule = RULES[policy]
         self._grace_s = grace_s
-        self._capacity_bytes = capacity_bytes
+        self.capacity_bytes = capacity_bytes
         self._states: dict[int, RankedState] = {}
         self._worst_first: list[tuple[float, int]] = []
         #: Unused states of policies that spare them, the oldest first, until they have aged.
@@ -59,7 +59,7 @@ class LiveStates:
         """Remove the worst until the pool is within its capacity; answers their ids, in order."""
         victims: list[int] = []
         self._let_age(now)
-        while self.num_bytes > self._capacity_bytes:
+        while self.num_bytes > self.capacity_bytes:
             state = self._pop_worst()
             if self._rule.inflates:
                 self.inflation = max(self.inflation, self._score(state))

@@ -205,7 +205,7 @@ class _Replay:
                 id=row * self._width + place,
                 num_bytes=self._options.state_bytes,
                 seconds_per_step=1.0,
-                steps_per_use=self._ks[-1 if self._is_final else place - 1],
+                num_inference_steps=self._options.num_inference_steps,
                 created_at=now,
                 last_used_at=now,
                 inflation=0.0,
