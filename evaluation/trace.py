@@ -93,8 +93,13 @@ def read_trace(path: Path, fields: Fields | None = None, *, rows_max: int | None
 
 
 def _reason(error: Exception) -> str:
-    strerror = getattr(error, "strerror", None)
-    return str(strerror or error).lower() if isinstance(error, OSError) else "not UTF-8 text"
+    match error:
+        case OSError():
+            return (error.strerror or str(error)).lower()
+        case EOFError():
+            return "is cut short"
+        case _:
+            return "not UTF-8 text"
 
 
 class _Columns:
