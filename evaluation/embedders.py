@@ -210,8 +210,10 @@ def _weights_hash(folder: Path) -> str:
 
 def _transformers() -> Any:
     try:
-        return import_module("transformers")
+        transformers = import_module("transformers")
     except ModuleNotFoundError:
         raise EmbedderUnavailable(
             "this embedder needs transformers and torch: pip install 'nirvana-serving[gpu]'"
         ) from None
+    transformers.utils.logging.disable_progress_bar()  # the command shows its own
+    return transformers

@@ -21,8 +21,8 @@ def print_characterization(console: Console, found: Characterization) -> None:
     console.print(_locality_table(found))
     popular = found.popularity
     console.print(
-        f"\nwords repeated exactly: {popular.repeat_share:.1%} of prompts; the most popular "
-        f"hundredth has {popular.top_percent_share:.1%}; Zipf exponent "
+        f"\nasked for before, word for word: {popular.repeat_share:.1%} of prompts; the most popular "
+        f"hundredth makes up {popular.top_percent_share:.1%}; Zipf exponent "
         f"{popular.zipf_exponent:.2f} (distance of the fit {popular.zipf_distance:.3f})"
     )
     if found.sessions is not None:
