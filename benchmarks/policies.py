@@ -94,9 +94,10 @@ def _rounded_rows(log: Simulation, kind: StateKind) -> dict[str, dict[str, float
 
 
 def _rows(log: Simulation, kind: StateKind) -> dict[str, dict[float, float]]:
-    """Savings by capacity of each policy, and the bound's."""
+    """Savings by capacity of each policy, of the plan that knows the log, and the bound's."""
     rows = {policy.value: row for policy, row in _savings(log, kind).items()}
-    return {**rows, "clairvoyant bound": _bound(log, kind)}
+    planned = {b.capacity_share: b.planned for b in log.bounds if b.state_kind is kind}
+    return {**rows, "clairvoyant plan": planned, "clairvoyant bound": _bound(log, kind)}
 
 
 def _default_gap(log: Simulation, kind: StateKind) -> float:

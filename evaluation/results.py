@@ -40,6 +40,8 @@ class Bound:
     state_kind: StateKind
     capacity_share: float
     savings: float
+    #: What a plan that knows the log reaches (`evaluation.planned`): the best lies between.
+    planned: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

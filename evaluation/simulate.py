@@ -13,6 +13,7 @@ from cache.settings import Policy
 from evaluation.clairvoyant import clairvoyant_steps, find_choices
 from evaluation.costs import Prices
 from evaluation.lists import NeighbourLists
+from evaluation.planned import make_plan, planned_steps
 from evaluation.predictor import (
     PredictorOptions,
     PredictorQuality,
@@ -145,9 +146,17 @@ class _Log:
                 choices = find_choices(self._neighbours, options)
                 asked_for = choices.num_jobs * options.num_inference_steps
                 states = choices.num_jobs * len(options.k_set)
+                plan = make_plan(self._neighbours, options)
                 for share in grid.capacity_shares:
-                    steps = clairvoyant_steps(choices, capacity_states=share * states)
-                    bound = Bound(state_kind=kind, capacity_share=share, savings=steps / asked_for)
+                    room = share * states
+                    steps = clairvoyant_steps(choices, capacity_states=room)
+                    reached = planned_steps(plan, capacity_states=int(room))
+                    bound = Bound(
+                        state_kind=kind,
+                        capacity_share=share,
+                        savings=steps / asked_for,
+                        planned=reached / asked_for,
+                    )
                     found.append(bound)
                 progress(1)
         return tuple(found)

@@ -21,8 +21,8 @@ def print_characterization(console: Console, found: Characterization) -> None:
     console.print(_locality_table(found))
     popular = found.popularity
     console.print(
-        f"\nasked for before, word for word: {popular.repeat_share:.1%} of prompts; the most popular "
-        f"hundredth makes up {popular.top_percent_share:.1%}; Zipf exponent "
+        f"\nasked for before, word for word: {popular.repeat_share:.1%} of prompts; the most "
+        f"popular hundredth makes up {popular.top_percent_share:.1%}; Zipf exponent "
         f"{popular.zipf_exponent:.2f} (distance of the fit {popular.zipf_distance:.3f})"
     )
     if found.sessions is not None:
@@ -94,8 +94,9 @@ def _savings_table(found: Simulation, kind: StateKind) -> Table:
     for policy in dict.fromkeys(run.policy for run in runs):
         of_policy = {run.capacity_share: run.savings for run in runs if run.policy is policy}
         table.add_row(policy, *(f"{100 * of_policy[share]:.2f}" for share in shares))
-    bounds = {b.capacity_share: b.savings for b in found.bounds if b.state_kind is kind}
-    table.add_row("clairvoyant bound", *(f"{100 * bounds[share]:.2f}" for share in shares))
+    bounds = {b.capacity_share: b for b in found.bounds if b.state_kind is kind}
+    table.add_row("clairvoyant plan", *(f"{100 * bounds[share].planned:.2f}" for share in shares))
+    table.add_row("clairvoyant bound", *(f"{100 * bounds[share].savings:.2f}" for share in shares))
     return table
 
 
