@@ -3,7 +3,7 @@
     python -m benchmarks.simulate_scaling --rows 100000 1000000 --json
 
 The logs are made here: users who change a word of their prompt, or start anew; new users come with
-the log's length, as in a real service. Embedded by hashed n-grams, since a network would take hours.
+the log's length, as in a real service. Embedded by hashed n-grams, for want of hours.
 Each length runs in a process of its own, with nothing on disk from before; one policy at one
 capacity. Sharing by user searches exactly, by namespace with HNSW above 65,536 rows.
 """
@@ -43,9 +43,7 @@ def main() -> int:
     """Measure each length with each kind of sharing."""
     arguments = _arguments()
     spawned = multiprocessing.get_context("spawn")
-    print(
-        f"{'rows':>10} {'shared by':>10} {'seconds':>9} {'s / 100k':>9} {'MiB':>7} {'savings':>8}"
-    )
+    print(f"{'rows':>10} {'shared by':>10} {'CPU s':>9} {'s / 100k':>9} {'MiB':>7} {'saved':>8}")
     runs = []
     for shared_by in arguments.sharing:
         for num_rows in arguments.rows:

@@ -2,14 +2,15 @@
 
 Each job is given in advance the state that lets it skip the most, of several the latest. A state is
 stored only if a job will use it, kept to its last such use, and where there is no room the state
-whose next use is farthest goes (Belady's rule). A real run, so no bound exceeds the best by more
-than the gap between this and `evaluation.clairvoyant`.
+whose next use is farthest goes (Belady's rule). It is one possible run, so the best possible saves at
+least this and at most the bound of `evaluation.clairvoyant`.
 """
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from cache.entry import StateKind
 from evaluation.neighbours import Neighbours
 from evaluation.replay import CacheOptions, allowed_places
+
+NEVER: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,9 +33,6 @@ class Plan:
     #: [m]: the job that uses the same state next; the end of time where none does.
     next_use: NDArray[np.int64] = field(repr=False)
     is_first_use: NDArray[np.bool_] = field(repr=False)  #: [m]: of its state
-
-
-NEVER = np.iinfo(np.int64).max
 
 
 def make_plan(neighbours: Neighbours, options: CacheOptions) -> Plan:

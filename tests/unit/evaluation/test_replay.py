@@ -13,6 +13,7 @@ from cache.settings import Policy
 from evaluation.admission import Admission
 from evaluation.clairvoyant import clairvoyant_steps, find_choices
 from evaluation.neighbours import Neighbours
+from evaluation.planned import make_plan, planned_steps
 from evaluation.replay import CacheOptions, Replayed, allowed_places, replay
 
 NEAR, MIDDLE, FAR = 0.96, 0.87, 0.70  # allow k = 25, 15 and 5 of 50
@@ -199,8 +200,26 @@ def test_no_policy_exceeds_the_bound(kind: StateKind, states: int) -> None:
         lists.append(dict(zip(map(int, rows), map(float, cosines), strict=True)))
     log = neighbours(*lists)
     limit = bound(log, states, kind)
+    options = CacheOptions(policy=Policy.LRU, capacity_share=1.0, state_kind=kind)
+    assert planned_steps(make_plan(log, options), capacity_states=states) <= limit + 1e-6
     for policy in Policy:
         for only_above in (True, False):
             admission = Admission(only_above=only_above)
             done = run(log, states=states, policy=policy, state_kind=kind, admission=admission)
             assert done.steps_saved <= limit + 1e-6
+
+
+def test_the_plan_keeps_only_what_will_be_used_and_lets_the_farthest_go() -> None:
+    log = neighbours({}, {}, {}, {1: NEAR}, {0: NEAR}, {1: MIDDLE})
+    options = CacheOptions(policy=Policy.LRU, capacity_share=1.0, state_kind=StateKind.FINAL)
+    plan = make_plan(log, options)
+    # Rows 0 and 1 have uses, row 2 has none. With room for one, row 0's use is the farther.
+    assert planned_steps(plan, capacity_states=2) == 25 + 25 + 15
+    assert planned_steps(plan, capacity_states=1) == 25 + 15
+
+
+def test_the_plan_prefers_the_largest_k_and_then_the_latest_state() -> None:
+    log = neighbours({}, {}, {0: NEAR, 1: FAR}, {0: FAR, 1: FAR})
+    options = CacheOptions(policy=Policy.LRU, capacity_share=1.0, state_kind=StateKind.FINAL)
+    plan = make_plan(log, options)
+    assert (plan.stored_by.tolist(), plan.steps.tolist()) == ([0, 1], [25, 5])
