@@ -2,8 +2,8 @@
 
 Each job is given in advance the state that lets it skip the most, of several the latest. A state is
 stored only if a job will use it, kept to its last such use, and where there is no room the state
-whose next use is farthest goes (Belady's rule). It is one possible run, so the best possible saves at
-least this and at most the bound of `evaluation.clairvoyant`.
+whose next use is farthest goes (Belady's rule). It is one possible run: the best possible saves at
+least this, and at most the bound of `evaluation.clairvoyant`.
 """
 
 from __future__ import annotations
