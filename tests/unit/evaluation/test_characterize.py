@@ -75,7 +75,7 @@ def test_distances_lead_to_the_latest_neighbour_above_the_floor() -> None:
 
 def test_a_long_pause_ends_a_session() -> None:
     times = np.array([0.0, 60.0, 90.0, 4_000.0, 4_010.0])
-    users = np.int32([0, 0, 1, 0, -1])
+    users = np.array([0, 0, 1, 0, -1], dtype=np.int32)
     trace = Trace(name="log", prompts=["p"] * 5, users=users, times_s=times)
     found = find_sessions(trace, clustered(5), rng=np.random.default_rng(0))
     assert found is not None

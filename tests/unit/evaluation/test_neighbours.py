@@ -20,7 +20,8 @@ def clustered(num_rows: int, *, dimension: int = 16, seed: int = 0) -> HalfVecto
     vectors = centres[rng.integers(0, 12, num_rows)] + 0.3 * rng.normal(size=(num_rows, dimension))
     vectors[num_rows // 2] = vectors[num_rows // 4]  # an exact repeat
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit.astype(np.float16)
+    half: HalfVectors = unit.astype(np.float16)
+    return half
 
 
 def brute_force(
@@ -100,7 +101,7 @@ def test_lists_are_read_back_from_disk(tmp_path: Path) -> None:
 
 def test_large_groups_go_to_hnsw_and_say_how_good_it_was(tmp_path: Path) -> None:
     vectors = clustered(300)
-    groups = np.repeat(np.int32([0, 1]), [200, 100])
+    groups = np.repeat(np.array([0, 1], dtype=np.int32), [200, 100])
     lists = neighbour_lists(
         vectors, groups, key="log", floor=FLOOR, cache_dir=tmp_path, exact_max=150
     )

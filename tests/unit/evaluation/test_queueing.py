@@ -21,15 +21,19 @@ def test_jobs_wait_for_the_first_gpu_that_is_free() -> None:
     service = np.array([4.0, 2.0, 2.0, 1.0])
     # One GPU: ends at 4, 6, 8, 9. Two: the third begins at 2, the fourth at 4.
     one = latency(arrivals, service, num_gpus=1)
-    assert (one.mean_s, one.utilisation) == (np.mean([4, 6, 7, 8]), 1.0)
+    assert one.mean_s == sum([4, 6, 7, 8]) / 4
+    assert one.utilisation == 1.0
     two = latency(arrivals, service, num_gpus=2)
-    assert (two.mean_s, two.p50_s) == (np.mean([4, 2, 3, 4]), 3.5)
+    assert two.mean_s == sum([4, 2, 3, 4]) / 4
+    assert two.p50_s == 3.5
     assert two.utilisation == 9 / (2 * 5)
 
 
 def test_skipped_steps_shorten_a_job_and_lookups_lengthen_it() -> None:
     times = ServiceTimes(seconds_per_step=0.1, fixed_s=1.0, lookup_s=0.01, fetch_s=0.02)
-    with_cache = times.with_cache(np.int16([0, 25, 0]), 50, is_asked=np.array([True, True, False]))
+    with_cache = times.with_cache(
+        np.array([0, 25, 0], dtype=np.int16), 50, is_asked=np.array([True, True, False])
+    )
     np.testing.assert_allclose(with_cache, [6.01, 3.53, 6.0])
     np.testing.assert_allclose(times.without_cache(2, 50), [6.0, 6.0])
 

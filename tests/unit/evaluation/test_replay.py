@@ -54,7 +54,7 @@ def test_a_hit_skips_what_its_similarity_allows() -> None:
 def test_the_thresholds_must_be_exceeded() -> None:
     selector = Selector()
     options = CacheOptions(policy=Policy.LRU, capacity_share=1.0, selector=selector)
-    cosines = np.float32([0.65, 0.6500001, 0.75, 0.8501, 0.9501])
+    cosines = np.array([0.65, 0.6500001, 0.75, 0.8501, 0.9501], dtype=np.float32)
     places = allowed_places(cosines, options)
     expected = [selector.k_max(float(cosine), 50) for cosine in cosines]
     assert [(0, *options.k_set)[place] for place in places] == expected
@@ -84,7 +84,7 @@ def test_a_final_state_serves_every_k_and_takes_the_room_of_one() -> None:
 
 
 # Two final states fit. Row 0 is used by jobs 1, 2 and 3, row 3 by job 4, and row 0 again by job 5.
-TURNS = ({}, {0: NEAR}, {0: FAR}, {0: MIDDLE}, {3: NEAR}, {0: NEAR})
+TURNS: tuple[dict[int, float], ...] = ({}, {0: NEAR}, {0: FAR}, {0: MIDDLE}, {3: NEAR}, {0: NEAR})
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_pools_do_not_evict_each_other() -> None:
     options = CacheOptions(
         policy=Policy.FIFO, capacity_share=0.2, state_kind=StateKind.FINAL, state_bytes=1
     )
-    pools = np.int32([0, 1, 1, 0])
+    pools = np.array([0, 1, 1, 0], dtype=np.int32)
     assert replay(log, options, pools=pools).skipped.tolist() == [0, 0, 0, 25]
     crowded = CacheOptions(
         policy=Policy.FIFO, capacity_share=0.1, state_kind=StateKind.FINAL, state_bytes=1
@@ -195,9 +195,9 @@ def test_no_policy_exceeds_the_bound(kind: StateKind, states: int) -> None:
     rng = np.random.default_rng(7)
     lists = []
     for row in range(120):
-        rows = rng.choice(row, min(row, 4), replace=False) if row else []
+        rows: list[int] = rng.choice(row, min(row, 4), replace=False).tolist() if row else []
         cosines = -np.sort(-rng.uniform(0.66, 1.0, len(rows)))
-        lists.append(dict(zip(map(int, rows), map(float, cosines), strict=True)))
+        lists.append(dict(zip(rows, cosines.tolist(), strict=True)))
     log = neighbours(*lists)
     limit = bound(log, states, kind)
     options = CacheOptions(policy=Policy.LRU, capacity_share=1.0, state_kind=kind)

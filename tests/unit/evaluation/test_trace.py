@@ -4,6 +4,7 @@ import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from evaluation.sharing import SharedBy, capacity_pools, sharing_groups
 from evaluation.trace import UNKNOWN, Fields, read_trace
 from tests.unit.evaluation.logs import log_rows, write_log
 
-LINES = (
+LINES: tuple[dict[str, Any], ...] = (
     {"prompt": "a fox", "user": "ada", "submitted_at": 1.5},
     {"prompt": "a red fox", "user": None, "submitted_at": "1970-01-01T00:00:02Z"},
     {"prompt": "an owl", "user": "ben", "submitted_at": 3},
@@ -23,7 +24,7 @@ LINES = (
 
 
 def test_columns_become_numbers_in_the_order_of_first_sight(tmp_path: Path) -> None:
-    trace = read_trace(write_log(tmp_path / "log.jsonl", iter(map(dict, LINES))))
+    trace = read_trace(write_log(tmp_path / "log.jsonl", iter(LINES)))
     assert (trace.name, len(trace), trace.num_users) == ("log", 3, 2)
     assert trace.users is not None
     assert trace.users.tolist() == [0, UNKNOWN, 1]
