@@ -3,9 +3,9 @@
     python -m benchmarks.simulate_scaling --rows 100000 1000000 --json
 
 The logs are made here: users who change a word of their prompt, or start anew; new users come with
-the log's length, as in a real service. Embedded by hashed n-grams, for want of hours.
-Each length runs in a process of its own, with nothing on disk from before; one policy at one
-capacity. Sharing by user searches exactly, by namespace with HNSW above 65,536 rows.
+the log's length, as in a real service. They are embedded by hashed n-grams, since a network would
+take hours. Each length runs in a process of its own, with nothing on disk from before: one policy
+at one capacity. Sharing by user searches exactly, by namespace with HNSW above 65,536 rows.
 """
 
 from __future__ import annotations

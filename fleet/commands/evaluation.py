@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final, TypeVar
 
 import typer
 
-from cache.entry import StateKind
 from cache.settings import Policy
 from evaluation.admission import Admission
+from evaluation.characterize import Characterization
 from evaluation.characterize import characterize as characterize_log
 from evaluation.embedders import load_embedder
+from evaluation.figures import Plot
 from evaluation.pages import write_page
 from evaluation.plots import characterization_plots, simulation_plots
 from evaluation.predictor import PredictorOptions
 from evaluation.prepared import Prepared, Stages, default_cache_dir, prepare
 from evaluation.replay import CacheOptions
-from evaluation.simulate import Grid
+from evaluation.results import Simulation
 from evaluation.simulate import simulate as simulate_log
 from evaluation.trace import Fields, read_trace
 from fleet.commands import evaluation_options as options
@@ -27,8 +30,11 @@ from fleet.commands.evaluation_tables import print_characterization, print_simul
 
 app = typer.Typer(help="What a prompt log says about approximate caching.")
 
+_PANEL: Final = "Prompt logs"
+_Found = TypeVar("_Found", Characterization, Simulation)
 
-@app.command()
+
+@app.command(rich_help_panel=_PANEL)
 def characterize(
     trace: options.TraceArgument,
     embedder: options.EmbedderOption = "minilm",
@@ -47,14 +53,11 @@ def characterize(
         prepared = _prepared(trace, fields, rows, embedder, cache_dir, stages)
         found = characterize_log(prepared)
     print_characterization(output.rich, found)
-    if out is not None:
-        title = f"The reuse in {found.trace}"
-        page = write_page(out, title, characterization_plots(found), caveats=found.caveats)
-        output.rich.print(f"\nplots: {page}")
+    _draw(output, out, f"The reuse in {found.trace}", characterization_plots, found)
     output.finish(asdict(found))
 
 
-@app.command()
+@app.command(rich_help_panel=_PANEL)
 def simulate(
     trace: options.TraceArgument,
     embedder: options.EmbedderOption = "minilm",
@@ -88,6 +91,9 @@ def simulate(
     """Replay a prompt log through caches of several policies and sizes."""
     output = Output(as_json=as_json)
     prices = setup.parse_prices(seconds_per_step, gpu_price)
+    coming = setup.LoadOptions(
+        seconds_per_step=seconds_per_step, arrivals=arrivals, rate=rate, gpus=gpus, seed=seed
+    )
     base = CacheOptions(
         policy=Policy.LCBFU_AGED,
         capacity_share=1.0,
@@ -98,38 +104,34 @@ def simulate(
         admission=Admission(only_above=not store_all, novel_below=novel_below, chain_max=chain_max),
         grace_s=grace_s,
     )
-    grid = Grid(
-        policies=tuple(policy or Policy),
-        capacity_shares=setup.capacity_shares(capacity),
-        state_kinds=tuple(state_kind or StateKind),
-        base=base,
-    )
+    grid = setup.parse_grid(base, policy, capacity, state_kind)
     fields = Fields(prompt=prompt_field, user=user_field, time=time_field)
     with setup.progress_bars(output) as stages:
         prepared = _prepared(trace, fields, rows, embedder, cache_dir, stages)
-        load = setup.parse_load(
-            prepared.trace,
-            steps=steps,
-            seconds_per_step=seconds_per_step,
-            arrivals=arrivals,
-            rate=rate,
-            gpus=gpus,
-            seed=seed,
-        )
         found = simulate_log(
             prepared,
             grid,
             shared_by=sharing or prepared.sharings[0],
             prices=prices,
-            load=load,
+            load=coming.load(prepared.trace, steps=steps),
             predictor=PredictorOptions() if predictor else None,
         )
     print_simulation(output.rich, found)
-    if out is not None:
-        title = f"Caches replayed on {found.trace}"
-        page = write_page(out, title, simulation_plots(found), caveats=found.caveats)
-        output.rich.print(f"\nplots: {page}")
+    _draw(output, out, f"Caches replayed on {found.trace}", simulation_plots, found)
     output.finish(asdict(found))
+
+
+def _draw(
+    output: Output,
+    out: Path | None,
+    title: str,
+    plots: Callable[[_Found], list[Plot]],
+    found: _Found,
+) -> None:
+    """Draw the plots, if a folder for them is given."""
+    if out is not None:
+        page = write_page(out, title, plots(found), caveats=found.caveats)
+        output.rich.print(f"\nplots: {page}")
 
 
 def _prepared(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cache.entry import StateKind
 from cache.selector import Selector, Thresholds
+from cache.settings import Policy
 from evaluation.costs import Prices
 from evaluation.errors import OptionInvalid
 from evaluation.prepared import Stages
-from evaluation.queueing import ServiceTimes, gpus_needed, poisson_arrivals, read_arrivals
-from evaluation.simulate import Load
+from evaluation.queueing import Seconds, ServiceTimes, gpus_needed, poisson_arrivals, read_arrivals
+from evaluation.replay import CacheOptions
+from evaluation.simulate import Grid, Load
 from evaluation.trace import Trace
 from evaluation.vectors import Progress as Advance
 from fleet.commands.console import Output
@@ -67,35 +71,60 @@ def parse_prices(seconds_per_step: float | None, gpu_price: float | None) -> Pri
     return Prices(seconds_per_step=seconds_per_step, gpu_price_per_hour=gpu_price)
 
 
-def parse_load(
-    trace: Trace,
-    *,
-    steps: int,
-    seconds_per_step: float | None,
-    arrivals: Path | None,
-    rate: float | None,
-    gpus: int | None,
-    seed: int,
-) -> Load | None:
-    """Arrivals from a file, at a rate, or as the log says; None where none is asked for."""
-    if arrivals is None and rate is None and gpus is None:
-        return None
-    if seconds_per_step is None:
-        raise OptionInvalid("--arrivals, --rate and --gpus need --seconds-per-step")
-    if arrivals is not None and rate is not None:
-        raise OptionInvalid("--arrivals and --rate exclude each other")
-    if arrivals is not None:
-        times_s = read_arrivals(arrivals, len(trace))
-    elif rate is not None:
-        times_s = poisson_arrivals(len(trace), per_second=rate, rng=np.random.default_rng(seed))
-    elif trace.times_s is not None:
-        times_s = trace.times_s
-    else:
-        raise OptionInvalid(f"{trace.name} has no times: give --arrivals or --rate")
-    service = ServiceTimes(seconds_per_step=seconds_per_step)
-    uncached = service.without_cache(len(trace), steps)
-    return Load(
-        arrivals_s=times_s, service=service, num_gpus=gpus or gpus_needed(times_s, uncached)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How jobs come, and to how many GPUs; raises OptionInvalid for what does not go together."""
+
+    seconds_per_step: float | None
+    arrivals: Path | None
+    rate: float | None
+    gpus: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self._is_asked_for and self.seconds_per_step is None:
+            raise OptionInvalid("--arrivals, --rate and --gpus need --seconds-per-step")
+        if self.arrivals is not None and self.rate is not None:
+            raise OptionInvalid("--arrivals and --rate exclude each other")
+
+    def load(self, trace: Trace, *, steps: int) -> Load | None:
+        """The log's jobs as a load; None where no latency is asked for."""
+        if not self._is_asked_for or self.seconds_per_step is None:
+            return None
+        times_s = self._times(trace)
+        service = ServiceTimes(seconds_per_step=self.seconds_per_step)
+        uncached = service.without_cache(len(trace), steps)
+        num_gpus = self.gpus or gpus_needed(times_s, uncached)
+        return Load(arrivals_s=times_s, service=service, num_gpus=num_gpus)
+
+    @property
+    def _is_asked_for(self) -> bool:
+        return not (self.arrivals is None and self.rate is None and self.gpus is None)
+
+    def _times(self, trace: Trace) -> Seconds:
+        """Arrivals from a file, at a rate, or as the log says."""
+        if self.arrivals is not None:
+            return read_arrivals(self.arrivals, len(trace))
+        if self.rate is not None:
+            rng = np.random.default_rng(self.seed)
+            return poisson_arrivals(len(trace), per_second=self.rate, rng=rng)
+        if trace.times_s is None:
+            raise OptionInvalid(f"{trace.name} has no times: give --arrivals or --rate")
+        return trace.times_s
+
+
+def parse_grid(
+    base: CacheOptions,
+    policies: Sequence[Policy] | None,
+    percents: list[float] | None,
+    kinds: Sequence[StateKind] | None,
+) -> Grid:
+    """All that is not limited; raises OptionInvalid."""
+    return Grid(
+        policies=tuple(policies or Policy),
+        capacity_shares=capacity_shares(percents),
+        state_kinds=tuple(kinds or StateKind),
+        base=base,
     )
 
 
