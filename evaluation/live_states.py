@@ -33,12 +33,6 @@ class LiveStates:
         self.num_bytes_max = 0
         self.inflation = 0.0
 
-    def __len__(self) -> int:
-        return len(self._states)
-
-    def __getitem__(self, state_id: int) -> RankedState:
-        return self._states[state_id]
-
     def store(self, state: RankedState) -> None:
         """Add a state, whose `inflation` is set to the pool's."""
         state.inflation = self.inflation

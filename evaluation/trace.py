@@ -56,16 +56,6 @@ class Trace:
         """Share of rows that name no user."""
         return 1.0 if self.users is None else float(np.mean(self.users == UNKNOWN))
 
-    def first(self, num_rows: int) -> Trace:
-        """The log's beginning."""
-        return Trace(
-            name=self.name,
-            prompts=self.prompts[:num_rows],
-            users=None if self.users is None else self.users[:num_rows],
-            namespaces=None if self.namespaces is None else self.namespaces[:num_rows],
-            times_s=None if self.times_s is None else self.times_s[:num_rows],
-        )
-
     def fingerprint(self) -> str:
         """SHA-256 of prompts and owners: what neighbour lists depend on."""
         digest = hashlib.sha256()
