@@ -15,10 +15,12 @@ import json
 import multiprocessing
 import random
 import resource
+import string
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,10 +118,15 @@ def _new_prompt(chance: random.Random) -> list[str]:
 
 
 def _word(chance: random.Random) -> str:
-    """A word by a heavy-tailed popularity, spelled from its number."""
-    number = int(WORDS * chance.random() ** 3)
-    letters = "bcdfghjklmnpqrstvwxz"
-    return "".join(letters[number // 20**at % 20] + "aeiou"[number // 7**at % 5] for at in range(4))
+    """A word by a heavy-tailed popularity."""
+    return _spelled(int(WORDS * chance.random() ** 2))
+
+
+@cache
+def _spelled(number: int) -> str:
+    """Spelled at random, so that other words share few n-grams with it."""
+    letters = random.Random(number)
+    return "".join(letters.choices(string.ascii_lowercase, k=letters.randint(4, 9)))
 
 
 def _arguments() -> argparse.Namespace:
