@@ -27,18 +27,14 @@ _INSERT_STATES = text("""
            FROM unnest(CAST(:kinds AS text[]), CAST(:ks AS int[]), CAST(:sizes AS bigint[]),
                        CAST(:keys AS text[]), CAST(:hashes AS text[]))
                 AS new (kind, k, num_bytes, key, sha256)
-      RETURNING id, k, num_bytes
+      RETURNING id, num_bytes
     ), measured AS (
          UPDATE scopes
             SET bytes_per_state = (SELECT max(num_bytes) FROM stored)
           WHERE id = :scope_id AND bytes_per_state IS NULL
     )
-    INSERT INTO state_uses (state_id, steps_per_use, inflation, last_used_at)
-    SELECT stored.id,
-           -- A final state saves what the selector allows, at most the largest k of the set.
-           LEAST(stored.k, (SELECT max(k) FROM unnest(c.k_set) AS k)),
-           n.inflation,
-           :created_at
+    INSERT INTO state_uses (state_id, inflation, last_used_at)
+    SELECT stored.id, n.inflation, :created_at
       FROM stored
      CROSS JOIN scopes c
       JOIN namespaces n ON n.namespace = c.namespace

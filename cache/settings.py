@@ -18,10 +18,10 @@ PREFIX = "NIRVANA_"
 
 
 class Policy(StrEnum):
-    """Which states are evicted first; `cache.eviction.SCORES` holds their SQL."""
+    """Which states are evicted first: in SQL in `cache.policies`, in Python in `cache.ranking`."""
 
     LCBFU = "lcbfu"  # the paper's: fewest steps saved so far
-    LCBFU_AGED = "lcbfu-aged"  # the same with ageing, so that the past does not stay for ever
+    LCBFU_AGED = "lcbfu-aged"  # fewest uses, which age, so that the past does not stay for ever
     LRU = "lru"
     LFU = "lfu"
     FIFO = "fifo"

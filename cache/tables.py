@@ -138,7 +138,6 @@ state_uses = Table(
     ),
     Column("uses", BigInteger, nullable=False, server_default="0"),
     Column("steps_saved", BigInteger, nullable=False, server_default="0"),
-    Column("steps_per_use", Integer, nullable=False, comment="what the next use should save"),
     Column(
         "inflation",
         Float(53),

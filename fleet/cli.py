@@ -41,6 +41,12 @@ def _fleet(summary: str) -> Command:
     )
 
 
+def _log(summary: str) -> Command:
+    return Command(
+        summary=summary, module="fleet.commands.evaluation", panel="Prompt logs", extra="evaluation"
+    )
+
+
 def _part(summary: str, extra: str) -> Command:
     return Command(
         summary=summary, module="fleet.commands.parts", panel="Parts, one process each", extra=extra
@@ -62,6 +68,8 @@ COMMANDS: Final = {
         panel="The cache",
         extra="io",
     ),
+    "characterize": _log("Show the reuse that a prompt log holds."),
+    "simulate": _log("Replay a prompt log through caches of several policies and sizes."),
     "worker": _part("Run a worker: gpu or io.", "gpu"),
     "beat": _part("Run the periodic tasks' clock.", "io"),
     "flower": _part("Run the monitoring page.", "fleet"),

@@ -36,7 +36,14 @@ OUR_PACKAGES: Final = (
 )
 # What the caller can put right by calling differently; errors of all packages, by name.
 _USAGE_ERRORS: Final = frozenset(
-    {"InvalidJob", "UnknownModel", "SettingsInvalid", "SettingError", "UsageProblem"}
+    {
+        "InvalidJob",
+        "OptionInvalid",
+        "SettingError",
+        "SettingsInvalid",
+        "UnknownModel",
+        "UsageProblem",
+    }
 )
 
 JsonOption = Annotated[

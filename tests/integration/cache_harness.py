@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,12 +13,24 @@ from typing import Any
 import torch
 from sqlalchemy import Engine, text
 
+from cache import index, scopes
 from cache.approximate import ApproximateCache
 from cache.database import connect, transaction
-from cache.entry import Embedding, ScopeSpec, StateKind
+from cache.entry import (
+    Embedding,
+    PromptRow,
+    Scope,
+    ScopeSpec,
+    Sharing,
+    StateKind,
+    StateRow,
+    embedding_text,
+)
 from cache.objects import ObjectStore
+from cache.selector import Selector
 from cache.settings import CacheSettings
 from cache.store import NewEntry, NewState
+from cache.uses import Uses, add_uses
 from migrations import migrate
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -153,3 +166,58 @@ def rows(engine: Engine, query: str, **values: Any) -> list[Any]:
 
 def count(engine: Engine, table: str) -> int:
     return int(rows(engine, f"SELECT count(*) FROM {table}")[0][0])
+
+
+def register(engine: Engine, namespace: str = "default", **changes: Any) -> Scope:
+    """A scope of the namespace; `changes` are of its spec."""
+    with transaction(engine) as connection:
+        return scopes.register(
+            connection,
+            spec(namespace=namespace, **changes),
+            sharing=Sharing.USER,
+            state_kind=StateKind.INTERMEDIATE,
+            selector=Selector(),
+        )
+
+
+def insert(
+    engine: Engine,
+    scope: Scope,
+    states: Iterable[tuple[int, int]],
+    *,
+    at: datetime = START,
+    owner: str = "",
+    embedding: Embedding = QUERY,
+    objects: ObjectStore | None = None,
+    expires_at: datetime | None = None,
+) -> None:
+    """Insert a prompt with states (k, bytes); k = 50 is a final one."""
+    folder = uuid.uuid4().hex
+    kept = tuple(
+        StateRow(
+            kind=StateKind.FINAL if k == 50 else StateKind.INTERMEDIATE,
+            k=k,
+            key=f"states/{scope.id}/{folder}/{k}",
+            sha256="",
+            num_bytes=num_bytes,
+        )
+        for k, num_bytes in states
+    )
+    if objects is not None:
+        for state in kept:
+            objects.put(state.key, bytes(state.num_bytes))
+    prompt = PromptRow(
+        owner=owner,
+        embedding=embedding_text(embedding, DIMENSION),
+        prompt_hash=folder,
+        source_job_id=None,
+        created_at=at,
+        expires_at=expires_at,
+        states=kept,
+    )
+    with transaction(engine) as connection:
+        index.insert(connection, scope, prompt)
+
+
+def use(engine: Engine, state_id: int, steps: int, *, at: datetime = START, times: int = 1) -> None:
+    add_uses(engine, {state_id: Uses(uses=times, steps_saved=steps * times, last_used_at=at)})

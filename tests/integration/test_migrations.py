@@ -70,7 +70,7 @@ def test_from_zero_to_head_to_zero_to_head(database_url: str, engine: Engine) ->
     assert migrate.current(database_url) is None
     migrate.upgrade(database_url)
     head = catalogue(engine)
-    assert migrate.current(database_url) == "0002"
+    assert migrate.current(database_url) == "0003"
 
     migrate.downgrade(database_url, "base")
     assert migrate.current(database_url) is None
@@ -114,7 +114,7 @@ def test_the_benefit_is_stored_and_not_computed_when_read(
 def test_processes_that_start_together_migrate_once(database_url: str) -> None:
     with ThreadPoolExecutor(4) as processes:
         assert list(processes.map(migrate.upgrade, [database_url] * 4)) == [None] * 4
-    assert migrate.current(database_url) == "0002"
+    assert migrate.current(database_url) == "0003"
 
 
 def test_a_failed_migration_leaves_nothing_behind(database_url: str, engine: Engine) -> None:
