@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from models import loop, networks
 from models.judge_net import JudgeNet
-from models.libraries import diffusers, transformers
+from models.libraries import diffusers
 from models.rendering import SIDE
 from models.sampling import GUIDANCE_SCALE, NUM_STEPS
 from models.scenes import STYLES, SUBJECTS
@@ -39,7 +40,6 @@ def pipeline(work: Workspace, folder: Path) -> None:
     tokenizer = work.tokenizer()
     unet = networks.build_unet(work.config.networks)
     text_encoder = networks.build_text_encoder(work.config.networks, tokenizer)
-    clip = _clip(work, tokenizer)
     checkpoint = work.require(work.checkpoint("unet"), "unet")
     unet.load_state_dict(loop.averaged(checkpoint, "unet"))
     text_encoder.load_state_dict(loop.averaged(checkpoint, "text_encoder"))
@@ -54,23 +54,25 @@ def pipeline(work: Workspace, folder: Path) -> None:
         requires_safety_checker=False,
     )
     built.to(dtype=torch.float16).save_pretrained(folder)
-    clip.half().save_pretrained(folder / "clip")
-    tokenizer.save_pretrained(folder / "clip")
+    _save_clip(work, tokenizer, folder / "clip")
     (folder / "nirvana.json").write_text(json.dumps(RECOMMENDED, indent=2) + "\n")
     for config in folder.rglob("*.json"):
         _forget_paths(config)
     logger.info("wrote %s from step %d", folder, loop.load_checkpoint(checkpoint)["step"])
 
 
-def _clip(work: Workspace, tokenizer: Any) -> Any:
-    """Return the towers of this run, or those of the model it started from."""
+def _save_clip(work: Workspace, tokenizer: Any, folder: Path) -> None:
+    """Write this run's towers, or copy those of the model it started from.
+
+    To the byte: embeddings of another CLIP are another scope, and a cache would start anew.
+    """
     if work.init_from and not work.checkpoint("clip").exists():
-        return transformers().CLIPModel.from_pretrained(
-            work.init_from / "clip", local_files_only=True
-        )
+        shutil.copytree(work.init_from / "clip", folder, dirs_exist_ok=True)
+        return
     clip = networks.build_clip(work.config.networks, tokenizer)
     clip.load_state_dict(loop.averaged(work.require(work.checkpoint("clip"), "clip"), "clip"))
-    return clip
+    clip.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def judge(work: Workspace, folder: Path) -> None:

@@ -63,8 +63,9 @@ def test_the_denoiser_alone_can_be_trained_further(
         start = ["--init-from", str(first / "model")]
         train.main(["--smoke", "--stage", stage, "--work-dir", str(second), *start])
 
-    clips = [folder / "model" / "clip" / "model.safetensors" for folder in (first, second)]
-    assert clips[0].read_bytes() == clips[1].read_bytes()
+    for name in ("model.safetensors", "config.json"):
+        clips = [folder / "model" / "clip" / name for folder in (first, second)]
+        assert clips[0].read_bytes() == clips[1].read_bytes()
     unets = [sampling.load_pipeline(folder / "model").unet for folder in (first, second)]
     assert not torch.equal(*(unet.conv_out.weight for unet in unets))
     assert not (second / "judge").exists()
