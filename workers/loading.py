@@ -9,7 +9,7 @@ from workers.denoising.failures import typed
 from workers.denoising.families import loading
 from workers.denoising.families.description import describe, weights_bytes
 from workers.denoising.families.family import Family
-from workers.denoising.modules import arrange, memory_bytes
+from workers.denoising.modules import arrange, memory_bytes, unload
 from workers.model_pool import ModelPool
 from workers.served_models import ServedModels
 from workers.settings import WorkerSettings
@@ -47,6 +47,7 @@ def open_pool(settings: WorkerSettings) -> ModelPool:
         load=lambda slug: load_family(settings, slug),
         measure=memory_bytes,
         estimate=lambda slug: weights_bytes(settings.model_paths[slug]),
+        unload=unload,
         memory_bytes_max=settings.models_memory_bytes,
     )
 

@@ -46,15 +46,19 @@ class ModelPool:
         load: Callable[[str], Family],
         measure: Callable[[Family], int],
         estimate: Callable[[str], int],
+        unload: Callable[[Family], None],
         memory_bytes_max: int | None = None,
     ) -> None:
         """`load` by slug, on the calling thread; `estimate` and `measure` a model's bytes.
+
+        `unload` frees them, whoever still holds the model: those that it was lent to may.
 
         Without `memory_bytes_max` all models stay. A model that alone exceeds it is loaded all
         the same, and is then the only one.
         """
         self._load = load
         self._measure = measure
+        self._unload = unload
         self._memory_bytes_max = memory_bytes_max
         self._places = {slug: _Place(slug, estimate(slug)) for slug in slugs}
         self._num_evicted = 0
@@ -173,5 +177,7 @@ class ModelPool:
 
     def _evict(self, place: _Place) -> None:
         logger.info("model %s leaves the memory", place.slug)
+        assert place.family is not None
+        self._unload(place.family)
         place.family, place.is_leaving, place.has_room = None, False, False
         self._num_evicted += 1

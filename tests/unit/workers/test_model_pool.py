@@ -51,6 +51,7 @@ def pool_of(load: Callable[[str], Family], memory_bytes_max: int | None = None) 
         load=load,
         measure=lambda family: SIZES[str(family).removeprefix("family of ")],
         estimate=SIZES.__getitem__,
+        unload=lambda family: None,
         memory_bytes_max=memory_bytes_max,
     )
 
@@ -185,7 +186,13 @@ def test_a_model_that_cannot_be_measured_keeps_nobody_waiting(loader: Loader) ->
             raise size
         return size
 
-    pool = ModelPool(SIZES, load=loader, measure=measure, estimate=SIZES.__getitem__)
+    pool = ModelPool(
+        SIZES,
+        load=loader,
+        measure=measure,
+        estimate=SIZES.__getitem__,
+        unload=lambda family: None,
+    )
     with pytest.raises(RuntimeError, match="cannot be measured"), pool.lease("a"):
         pass
     use(pool, "a")
