@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
+import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -32,6 +34,7 @@ from workers.denoising.errors import (
 from workers.denoising.failures import is_out_of_memory
 from workers.denoising.families.family import Encoding
 from workers.denoising.families.stable_diffusion import StableDiffusion
+from workers.denoising.prompts import Prompt
 from workers.denoising.request import Denoised, StartState
 from workers.denoising.trajectory import Trajectory
 
@@ -340,6 +343,43 @@ def test_every_future_resolves_whatever_happens(
     outcomes = {type(error_of(future)) for future in futures}
     assert {type(None), Cancelled, DeadlineExceeded} <= outcomes
     assert all(kind is type(None) or issubclass(kind, DenoisingError) for kind in outcomes)
+
+
+@pytest.fixture
+def _no_garbage_collection() -> Iterator[None]:
+    """Tensors are no load to Python's collector: a device is full long before it comes."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def broken(latents: Tensor, rows: Mapping[str, Tensor]) -> None:
+    try:
+        raise LookupError("the fast way is closed")
+    except LookupError as error:
+        raise ValueError("broken") from error
+
+
+def num_held() -> int:
+    return sum(type(each) in (Trajectory, Prompt) for each in gc.get_objects())
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_what_an_ended_job_held_on_the_device_is_free_at_once(
+    engine: Engine, fake: FakeDenoiser, encoding: Encoding, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="workers.denoising")  # it keeps its errors' frames
+    before = num_held()
+    late = request_for(encoding, deadline_monotonic_s=time.monotonic())
+    engine.denoise(request_for(encoding)).result(TIMEOUT_S)
+    assert isinstance(error_of(engine.denoise(late)), DeadlineExceeded)
+    fake.hook = broken
+    failure = error_of(engine.denoise(request_for(encoding)))  # which its caller may keep
+    assert isinstance(failure, DenoisingFailed)
+    engine.encode("a dog").result(TIMEOUT_S)
+    engine.close()
+    assert num_held() == before
 
 
 def test_captured_latents_belong_to_the_caller(engine: Engine, encoding: Encoding) -> None:
