@@ -185,6 +185,8 @@ class Engine:
                         self._in_flight.retire()
         except DeviceBroken as error:
             logger.critical("the engine ends: %s", error)
+        except Exception as error:  # a broken device shows wherever it is waited for, not in a pass
+            logger.critical("the engine ends: %s", error, exc_info=True)
         finally:
             self._fail_pending()
 
