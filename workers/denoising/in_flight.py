@@ -161,7 +161,8 @@ class InFlight:
                 self.health.run("decode", self._decode, alike[:size], on_failure=self._fail)
             if len(self._batcher) and len(self._finished) < self._batcher.batch_size_max:
                 break
-        if not self:
+        if not self:  # what still stands in the device's queue belongs to jobs that have ended
+            self.settle()
             self._forward.forget()
 
     def _decode(self, batch: list[Trajectory]) -> None:

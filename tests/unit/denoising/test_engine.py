@@ -20,6 +20,8 @@ from tests.unit.denoising.fakes import (
     request_for,
     run_alone,
 )
+from tests.unit.denoising.test_pacing import Events
+from workers.denoising import in_flight
 from workers.denoising.engine import Engine
 from workers.denoising.errors import (
     Cancelled,
@@ -34,6 +36,7 @@ from workers.denoising.errors import (
 from workers.denoising.failures import is_out_of_memory
 from workers.denoising.families.family import Encoding
 from workers.denoising.families.stable_diffusion import StableDiffusion
+from workers.denoising.pacing import CudaPace
 from workers.denoising.prompts import Prompt
 from workers.denoising.request import Denoised, StartState
 from workers.denoising.trajectory import Trajectory
@@ -380,6 +383,22 @@ def test_what_an_ended_job_held_on_the_device_is_free_at_once(
     engine.encode("a dog").result(TIMEOUT_S)
     engine.close()
     assert num_held() == before
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_a_job_cancelled_in_a_step_that_is_still_queued_leaves_nothing_in_its_clock(
+    fake: FakeDenoiser, gate: StepGate, monkeypatch: pytest.MonkeyPatch, encoding: Encoding
+) -> None:
+    monkeypatch.setattr(in_flight, "pace_of", lambda device: CudaPace(Events().record))
+    before = num_held()
+    with Engine(fake.as_family()) as engine:
+        future = engine.denoise(request_for(encoding, job_id="a"))
+        gate.wait_for_step()
+        assert engine.cancel("a")
+        gate.open()
+        assert isinstance(error_of(future), Cancelled)
+        engine.close()
+        assert num_held() == before
 
 
 def test_captured_latents_belong_to_the_caller(engine: Engine, encoding: Encoding) -> None:
