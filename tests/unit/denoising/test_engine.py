@@ -421,6 +421,17 @@ def test_timings_are_measured(engine: Engine, encoding: Encoding) -> None:
     assert denoised.decode_s > 0
 
 
+def test_once_a_job_has_begun_a_step_moves_nothing_to_the_device(
+    fake: FakeDenoiser, encoding: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host would wait for the step before, which is to run while it launches this one."""
+    monkeypatch.setattr(fake, "device", torch.device("meta"), raising=False)
+    trajectory = Trajectory(request_for(encoding), fake.as_family())
+    trajectory.begin()
+    taken = (trajectory.latents, trajectory.model_input, trajectory.timestep)
+    assert [tensor.device.type for tensor in taken] == ["meta"] * 3
+
+
 def test_a_trajectory_refuses_to_run_past_its_end(
     family: StableDiffusion, encoding: Encoding
 ) -> None:

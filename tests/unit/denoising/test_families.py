@@ -311,7 +311,7 @@ def test_packing_is_the_pipelines_and_can_be_undone() -> None:
     assert torch.equal(pack(latents), theirs)
     assert torch.equal(unpack(theirs, 3, 4), latents)
     ids = pipeline._prepare_latent_image_ids(1, 3, 4, "cpu", torch.float32)
-    assert torch.equal(image_ids(3, 4).float(), ids)
+    assert torch.equal(image_ids(3, 4, device=torch.device("cpu")).float(), ids)
 
 
 # What goes wrong
