@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
+from safetensors import SafetensorError
 
 from producer.models import ServedModel
 from workers.denoising.failures import typed
@@ -13,6 +16,17 @@ from workers.denoising.modules import arrange, memory_bytes, unload
 from workers.model_pool import ModelPool
 from workers.served_models import ServedModels
 from workers.settings import WorkerSettings
+
+# What a folder's configuration and weights can make the libraries raise; all fail the job.
+LOADING_ERRORS: Final = (
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 def describe_models(settings: WorkerSettings) -> ServedModels:
@@ -63,7 +77,7 @@ def load_family(settings: WorkerSettings, slug: str) -> Family:
             scheduler=settings.scheduler,
         )
         arrange(family, channels_last=settings.channels_last, compiled=settings.compile_denoiser)
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+    except LOADING_ERRORS as error:
         raise typed(error) from error
     return family
 

@@ -44,9 +44,13 @@ def describe(path_or_id: str | Path, *, scheduler: str | None = None) -> ModelSp
             f"{path_or_id} is a {pipeline_class}; supported: {', '.join(DENOISERS)}"
         )
     part, spec_of = DENOISERS[pipeline_class]
-    _check_scheduler(folder, scheduler, is_flow_matching=part == "transformer")
-    vae_scale_factor = 2 ** (len(_config(folder / "vae" / "config.json")["block_out_channels"]) - 1)
-    return spec_of(folder, vae_scale_factor, _config(folder / part / "config.json"))
+    try:
+        _check_scheduler(folder, scheduler, is_flow_matching=part == "transformer")
+        vae_config = _config(folder / "vae" / "config.json")
+        vae_scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+        return spec_of(folder, vae_scale_factor, _config(folder / part / "config.json"))
+    except (LookupError, NotImplementedError, TypeError) as error:
+        raise UnsupportedModel(f"{folder} has a configuration that fails: {error!r}") from error
 
 
 def _check_scheduler(folder: Path, name: str | None, *, is_flow_matching: bool) -> None:
