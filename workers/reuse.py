@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from workers.denoising.families.family import Family
 from workers.denoising.request import Denoised, StartState
 from workers.denoising.schedulers import resumes, scheduler_fingerprint
 from workers.ledger import Claim
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,7 @@ class Reuse:
     def new_states(
         self, claim: Claim, plan: ReusePlan, embedding: NDArray[np.float32], denoised: Denoised
     ) -> NewStates | None:
-        """Gather what the job captured; None where it left nothing."""
+        """Gather what the job captured; None where it left nothing, or nothing to start from."""
         states = [
             NewState(kind=StateKind.INTERMEDIATE, k=k, latents=latents)
             for k, latents in sorted(denoised.captured.items())
@@ -105,6 +108,9 @@ class Reuse:
             )
             states.append(final)
         if not states:
+            return None
+        if not all(state.latents.isfinite().all() for state in states):
+            logger.warning("states dropped: not finite", extra={"job_id": str(claim.job_id)})
             return None
         entry = NewEntry(
             owner=claim.owner,

@@ -97,6 +97,8 @@ class Health:
         if num_new and self._device.type == "cuda":
             try:
                 torch.ones(1, device=self._device).add(1).item()
+            except torch.OutOfMemoryError:  # a full device is none that is broken
+                logger.warning("no memory to see whether the device still computes")
             except RuntimeError as error:  # a broken context stays so until the process ends
                 raise DeviceBroken(f"the device does not compute any more: {error}") from error
 

@@ -212,3 +212,17 @@ def test_no_job_fails_when_the_device_breaks_while_its_steps_are_timed(
     engine.close()
     assert "the engine ends" in caplog.text
     assert "illegal memory access" in caplog.text
+
+
+def test_a_full_device_is_not_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(items: list[str]) -> None:
+        raise ValueError("the job is to blame")
+
+    failed: list[str] = []
+    monkeypatch.setattr(torch, "ones", no_memory)
+    health = failures.Health(torch.device("cuda"))
+    health.run("denoiser", broken, ["job"], on_failure=lambda job, error: failed.append(job))
+    assert failed == ["job"]

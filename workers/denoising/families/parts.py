@@ -37,7 +37,8 @@ def load_pipeline(
         pipeline = pipeline_class.from_pretrained(
             folder, dtype=placement.dtype, local_files_only=True, **parts
         )
-    except (ImportError, OSError, ValueError, SafetensorError) as error:  # a part is missing or does not fit
+    # A part is missing, does not fit, or is cut off.
+    except (ImportError, OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder} cannot be loaded: {error}") from error
     if placement.scheduler is not None:
         pipeline.scheduler = replacement(
