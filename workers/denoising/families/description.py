@@ -65,8 +65,12 @@ def _check_scheduler(folder: Path, name: str | None, *, is_flow_matching: bool) 
 
 
 def weights_bytes(path_or_id: str | Path) -> int:
-    """Size of a folder's weight files: about the memory that the model will take; else 0."""
-    files = [path for path in Path(path_or_id).rglob("*") if path.suffix in WEIGHT_SUFFIXES]
+    """Size of a folder's weight files, about the memory that the model will take.
+
+    Fetches a hub's model. Raises UnsupportedModel.
+    """
+    folder, _ = open_folder(path_or_id)
+    files = [path for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES]
     return sum(path.stat().st_size for path in files)
 
 
