@@ -83,7 +83,7 @@ class Reuse:
                 if isinstance(found, Found):
                     return self._from_state(scope, k_set, found, claim.owner)
                 report = CacheReport(outcome=CacheOutcome.MISS, reason=found.reason.value)
-                return self._from_noise(scope, k_set, report)
+                return self._from_noise(scope, k_set, report, lookup_s=found.lookup_s)
 
     def count_use(self, plan: ReusePlan) -> None:
         """Credit the state that a finished job started from with the steps it saved."""
@@ -123,9 +123,16 @@ class Reuse:
         is_refresh = claim.job.cache is CacheMode.REFRESH
         return NewStates(scope=plan.scope, entry=entry, is_refresh=is_refresh)
 
-    def _from_noise(self, scope: ScopeSpec, k_set: Sequence[int], report: CacheReport) -> ReusePlan:
+    def _from_noise(
+        self,
+        scope: ScopeSpec,
+        k_set: Sequence[int],
+        report: CacheReport,
+        *,
+        lookup_s: float = 0.0,
+    ) -> ReusePlan:
         captures = self._captures(k_set, after=0)
-        return ReusePlan(scope=scope, report=report, captures=captures)
+        return ReusePlan(scope=scope, report=report, captures=captures, lookup_s=lookup_s)
 
     def _from_state(
         self, scope: ScopeSpec, k_set: Sequence[int], found: Found, owner: str

@@ -36,7 +36,7 @@ class EmptyCache:
 
     def find(self, *_: Any, **__: Any) -> Miss:
         self.num_lookups += 1
-        return Miss(reason=MissReason.NONE_SIMILAR)
+        return Miss(reason=MissReason.NONE_SIMILAR, lookup_s=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +118,10 @@ def test_states_that_are_not_finite_are_not_kept(
     states = reuse.new_states(claim, reuse.plan(claim, family, embedding), embedding, denoised)
     assert (states is not None) == is_kept
     assert ("not finite" in caplog.text) != is_kept
+
+
+def test_a_lookup_that_finds_nothing_has_taken_its_time(folder: Path) -> None:
+    family = loading.load(folder)
+    claim = claim_of(num_inference_steps=10, mode=CacheMode.USE)
+    reuse = Reuse(cast("ApproximateCache", EmptyCache()), state_kind=StateKind.FINAL)
+    assert reuse.plan(claim, family, family.embedding(["a cat"])[0]).lookup_s == 0.25
