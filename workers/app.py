@@ -35,6 +35,7 @@ EVICT_TASK: Final = "nirvana.evict"
 RESCUE_TASK: Final = "nirvana.rescue"
 ANNOUNCE_TASK: Final = "nirvana.announce"
 SWEEP_TASK: Final = "nirvana.sweep"
+GPU_WORKER_PREFIX: Final = "gpu-"  # of the names of GPU workers, by which remote control finds them
 CANCEL_COMMAND: Final = "nirvana_cancel"  # of remote control: see workers.remote_control
 
 _EXPIRY_MIN_S: Final = 30.0
@@ -112,7 +113,12 @@ class Publisher:
     def tell_cancelled(self, job_id: str) -> None:
         """Have whichever worker runs the job stop it now; else its next heartbeat does."""
         try:
-            self._app.control.broadcast(CANCEL_COMMAND, arguments={"job_id": job_id})
+            self._app.control.broadcast(
+                CANCEL_COMMAND,
+                arguments={"job_id": job_id},
+                pattern=f"{GPU_WORKER_PREFIX}*",  # the others do not know it, and log an error
+                matcher="glob",
+            )
         except OperationalError as error:
             logger.warning(
                 "cancellation waits for a heartbeat: %s", error, extra={"job_id": job_id}

@@ -17,7 +17,14 @@ from producer.errors import InvalidJob, JobFailed, UnknownModel
 from producer.queues import bucket_queues
 from producer.result import JobResult
 from workers.admission import only_argument, read_job, require_job_id
-from workers.app import as_failure, build_app, run_worker, show_revoked, stop_worker
+from workers.app import (
+    GPU_WORKER_PREFIX,
+    as_failure,
+    build_app,
+    run_worker,
+    show_revoked,
+    stop_worker,
+)
 from workers.denoising.engine import Engine
 from workers.denoising.errors import EngineClosed
 from workers.errors import ClaimLost, DuplicateDelivery, StorageUnavailable
@@ -43,7 +50,7 @@ def serve(settings: ProcessSettings) -> int:
         with ending_with(process.bench.engine), cancellations_heard(process.bench.leases.stop):
             return run_worker(
                 app,
-                name=f"gpu-{settings.worker.model}",
+                name=f"{GPU_WORKER_PREFIX}{settings.worker.model}",
                 queues=[
                     queue
                     for slug in process.models.slugs

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
+from safetensors import SafetensorError
 
 from producer.models import ServedModel
 from workers.denoising.failures import typed
 from workers.denoising.families import loading
 from workers.denoising.families.description import describe, weights_bytes
 from workers.denoising.families.family import Family
-from workers.denoising.modules import arrange, memory_bytes
+from workers.denoising.modules import arrange, memory_bytes, unload
 from workers.model_pool import ModelPool
 from workers.served_models import ServedModels
 from workers.settings import WorkerSettings
+
+# What a folder's configuration and weights can make the libraries raise; all fail the job.
+LOADING_ERRORS: Final = (
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 def describe_models(settings: WorkerSettings) -> ServedModels:
@@ -47,6 +61,7 @@ def open_pool(settings: WorkerSettings) -> ModelPool:
         load=lambda slug: load_family(settings, slug),
         measure=memory_bytes,
         estimate=lambda slug: weights_bytes(settings.model_paths[slug]),
+        unload=unload,
         memory_bytes_max=settings.models_memory_bytes,
     )
 
@@ -62,7 +77,7 @@ def load_family(settings: WorkerSettings, slug: str) -> Family:
             scheduler=settings.scheduler,
         )
         arrange(family, channels_last=settings.channels_last, compiled=settings.compile_denoiser)
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+    except LOADING_ERRORS as error:
         raise typed(error) from error
     return family
 

@@ -32,7 +32,8 @@ class _Place:
     num_leases: int = 0
     used_at: int = 0  # on the pool's own clock
     is_leaving: bool = False  # to be evicted: takes no new lease
-    is_loading: bool = False
+    is_loading: bool = False  # from the first that asks for it on, while it waits for room too
+    has_room: bool = False  # of the budget: while it is read into memory, and in it
 
 
 class ModelPool:
@@ -45,15 +46,19 @@ class ModelPool:
         load: Callable[[str], Family],
         measure: Callable[[Family], int],
         estimate: Callable[[str], int],
+        unload: Callable[[Family], None],
         memory_bytes_max: int | None = None,
     ) -> None:
         """`load` by slug, on the calling thread; `estimate` and `measure` a model's bytes.
+
+        `unload` frees them, whoever still holds the model: those that it was lent to may.
 
         Without `memory_bytes_max` all models stay. A model that alone exceeds it is loaded all
         the same, and is then the only one.
         """
         self._load = load
         self._measure = measure
+        self._unload = unload
         self._memory_bytes_max = memory_bytes_max
         self._places = {slug: _Place(slug, estimate(slug)) for slug in slugs}
         self._num_evicted = 0
@@ -71,6 +76,12 @@ class ModelPool:
         """The model if it is in memory; it may leave at any moment."""
         with self._changed:
             return self._places[slug].family
+
+    @property
+    def num_waiting(self) -> int:
+        """Models that wait for room."""
+        with self._changed:
+            return len(self._loaders)
 
     def is_leaving(self, slug: str) -> bool:
         """Whether it takes no new lease, because another model needs its room."""
@@ -105,13 +116,15 @@ class ModelPool:
         try:
             self._make_room(place)
             family = self._load(place.slug)
+            memory_bytes = self._measure(family)
         except BaseException:
+            release_memory()  # the parts that were read; before another takes their room
             with self._changed:
-                place.is_loading = False
+                place.is_loading = place.has_room = False
                 self._changed.notify_all()
             raise
         with self._changed:
-            place.family, place.memory_bytes = family, self._measure(family)
+            place.family, place.memory_bytes = family, memory_bytes
             place.is_loading = False
             logger.info("model %s takes %d bytes", place.slug, place.memory_bytes)
             self._changed.notify_all()
@@ -131,6 +144,7 @@ class ModelPool:
             try:
                 while self._loaders[0] is not turn or not self._evict_for(newcomer):
                     self._changed.wait()
+                newcomer.has_room = True
             finally:
                 self._loaders.remove(turn)
                 for place in self._places.values():
@@ -144,10 +158,9 @@ class ModelPool:
         """Whether the newcomer fits, after evicting what is idle and has to go."""
         if self._memory_bytes_max is None:
             return True
+        # Not those that wait for room behind this one: each would wait for the other.
         others = [
-            place
-            for place in self._places.values()
-            if place is not newcomer and (place.family is not None or place.is_loading)
+            place for place in self._places.values() if place is not newcomer and place.has_room
         ]
         excess = newcomer.memory_bytes - self._memory_bytes_max
         excess += sum(place.memory_bytes for place in others)
@@ -164,5 +177,7 @@ class ModelPool:
 
     def _evict(self, place: _Place) -> None:
         logger.info("model %s leaves the memory", place.slug)
-        place.family, place.is_leaving = None, False
+        assert place.family is not None
+        self._unload(place.family)
+        place.family, place.is_leaving, place.has_room = None, False, False
         self._num_evicted += 1

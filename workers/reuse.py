@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from workers.denoising.families.family import Family
 from workers.denoising.request import Denoised, StartState
 from workers.denoising.schedulers import resumes, scheduler_fingerprint
 from workers.ledger import Claim
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,7 @@ class Reuse:
                 if isinstance(found, Found):
                     return self._from_state(scope, k_set, found, claim.owner)
                 report = CacheReport(outcome=CacheOutcome.MISS, reason=found.reason.value)
-                return self._from_noise(scope, k_set, report)
+                return self._from_noise(scope, k_set, report, lookup_s=found.lookup_s)
 
     def count_use(self, plan: ReusePlan) -> None:
         """Credit the state that a finished job started from with the steps it saved."""
@@ -94,7 +97,7 @@ class Reuse:
     def new_states(
         self, claim: Claim, plan: ReusePlan, embedding: NDArray[np.float32], denoised: Denoised
     ) -> NewStates | None:
-        """Gather what the job captured; None where it left nothing."""
+        """Gather what the job captured; None where it left nothing, or nothing to start from."""
         states = [
             NewState(kind=StateKind.INTERMEDIATE, k=k, latents=latents)
             for k, latents in sorted(denoised.captured.items())
@@ -105,6 +108,9 @@ class Reuse:
             )
             states.append(final)
         if not states:
+            return None
+        if not all(state.latents.isfinite().all() for state in states):
+            logger.warning("states dropped: not finite", extra={"job_id": str(claim.job_id)})
             return None
         entry = NewEntry(
             owner=claim.owner,
@@ -117,9 +123,16 @@ class Reuse:
         is_refresh = claim.job.cache is CacheMode.REFRESH
         return NewStates(scope=plan.scope, entry=entry, is_refresh=is_refresh)
 
-    def _from_noise(self, scope: ScopeSpec, k_set: Sequence[int], report: CacheReport) -> ReusePlan:
+    def _from_noise(
+        self,
+        scope: ScopeSpec,
+        k_set: Sequence[int],
+        report: CacheReport,
+        *,
+        lookup_s: float = 0.0,
+    ) -> ReusePlan:
         captures = self._captures(k_set, after=0)
-        return ReusePlan(scope=scope, report=report, captures=captures)
+        return ReusePlan(scope=scope, report=report, captures=captures, lookup_s=lookup_s)
 
     def _from_state(
         self, scope: ScopeSpec, k_set: Sequence[int], found: Found, owner: str

@@ -29,7 +29,7 @@ from producer.result import JobResult
 from producer.settings import ProducerSettings
 from producer.trace import Traces
 from tests.tiny_pipeline import build_tiny_pipeline
-from workers.app import build_app
+from workers.app import GPU_WORKER_PREFIX, build_app
 from workers.cancellation import Cancellation
 from workers.gpu_process import GpuProcess, gpu_process
 from workers.gpu_tasks import register, run_job
@@ -331,7 +331,13 @@ def test_a_running_job_is_cancelled_by_remote_control_long_before_a_heartbeat(
         )
         started = tell_when_started(process, monkeypatch)
         app.conf.task_queues = [Queue(QUEUE)]  # type: ignore[no-untyped-call]
-        with start_worker(app, pool="threads", perform_ping_check=False, queues=[QUEUE]):
+        with start_worker(
+            app,
+            pool="threads",
+            perform_ping_check=False,
+            queues=[QUEUE],
+            hostname=f"{GPU_WORKER_PREFIX}first@here",
+        ):
             job_id = str(uuid.uuid4())
             fields = fox(num_inference_steps=200)
             app.send_task(GENERATE_TASK, args=[fields], task_id=job_id, queue=QUEUE)

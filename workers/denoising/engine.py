@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 
@@ -63,7 +63,9 @@ class Engine:
         self._wake = threading.Condition()
         self._arrivals: deque[Trajectory] = deque()
         self._prompts: deque[Prompt] = deque()
-        self._pending: set[Trajectory | Prompt] = set()  # all whose future is not done
+        # All that are not done, by their futures. A future that knew its job would make a cycle of
+        # the two, and what the job holds on the device would stay until Python collects those.
+        self._pending: dict[Future[Any], Trajectory | Prompt] = {}
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
         self._thread.start()
@@ -81,9 +83,9 @@ class Engine:
             if len(self._prompts) >= self._num_waiting_max:
                 raise QueueFull(f"{len(self._prompts)} prompts wait already")
             self._prompts.append(waiting)
-            self._pending.add(waiting)
+            self._pending[waiting.future] = waiting
             self._wake.notify()
-        waiting.future.add_done_callback(lambda _: self._forget(waiting))
+        waiting.future.add_done_callback(self._forget)
         return waiting.future
 
     def denoise(self, request: DenoiseRequest, *, family: Family | None = None) -> Future[Denoised]:
@@ -96,9 +98,9 @@ class Engine:
         with self._wake:
             self._check_open()
             self._arrivals.append(trajectory)
-            self._pending.add(trajectory)
+            self._pending[trajectory.future] = trajectory
             self._wake.notify()
-        trajectory.future.add_done_callback(lambda _: self._forget(trajectory))
+        trajectory.future.add_done_callback(self._forget)
         return trajectory.future
 
     def cancel(self, job_id: str) -> bool:
@@ -165,11 +167,11 @@ class Engine:
             raise EngineClosed("the engine is closed")
 
     def _jobs(self) -> list[Trajectory]:
-        return [pending for pending in self._pending if isinstance(pending, Trajectory)]
+        return [pending for pending in self._pending.values() if isinstance(pending, Trajectory)]
 
-    def _forget(self, ended: Trajectory | Prompt) -> None:
+    def _forget(self, ended: Future[Any]) -> None:
         with self._wake:
-            self._pending.discard(ended)
+            self._pending.pop(ended, None)
 
     def _run(self) -> None:
         self._threads.apply(1)
@@ -183,6 +185,8 @@ class Engine:
                         self._in_flight.retire()
         except DeviceBroken as error:
             logger.critical("the engine ends: %s", error)
+        except Exception as error:  # a broken device shows wherever it is waited for, not in a pass
+            logger.critical("the engine ends: %s", error, exc_info=True)
         finally:
             self._fail_pending()
 
@@ -214,6 +218,6 @@ class Engine:
             pending = list(self._pending)
             self._prompts.clear()
             self._arrivals.clear()
-        for each in pending:
-            if not each.future.done():
-                each.future.set_exception(EngineClosed())
+        for future in pending:
+            if not future.done():
+                future.set_exception(EngineClosed())

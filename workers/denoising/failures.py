@@ -97,12 +97,14 @@ class Health:
         if num_new and self._device.type == "cuda":
             try:
                 torch.ones(1, device=self._device).add(1).item()
+            except torch.OutOfMemoryError:  # a full device is none that is broken
+                logger.warning("no memory to see whether the device still computes")
             except RuntimeError as error:  # a broken context stays so until the process ends
                 raise DeviceBroken(f"the device does not compute any more: {error}") from error
 
 
 def typed(error: Exception) -> DenoisingError:
-    """The error as this package's own, with its cause but without the cause's frames.
+    """The error as this package's own, with its causes but without their frames.
 
     Frames would hold the tensors of the failed attempt for as long as the caller keeps the error.
     """
@@ -110,7 +112,11 @@ def typed(error: Exception) -> DenoisingError:
         return error
     kind = OutOfMemory if is_out_of_memory(error) else DenoisingFailed
     failure = kind(f"{kind.__doc__} ({type(error).__name__}: {error})")
-    failure.__cause__ = error.with_traceback(None)
+    failure.__cause__ = error
+    cause: BaseException | None = error
+    while cause is not None and cause.__traceback__ is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
     return failure
 
 

@@ -38,7 +38,6 @@ class Forward:
             rows = [*guided, *batch]
             latents = torch.cat([inputs[id(trajectory)] for trajectory in rows])
             timesteps = torch.stack([trajectory.timestep for trajectory in rows])
-            timesteps = timesteps.to(family.device)
             conditioning = self._conditioning(guided, batch)
         with self._watch.lap("denoiser"):
             noise_pred = family.denoiser(latents, timesteps, conditioning)

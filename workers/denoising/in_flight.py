@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workers.denoising.batcher import Batcher
 from workers.denoising.errors import DenoisingError
-from workers.denoising.failures import Health, run_contained
+from workers.denoising.failures import Health
 from workers.denoising.forward import Forward
 from workers.denoising.pacing import TimedStep, pace_of
 from workers.denoising.portion import Portion
@@ -37,7 +37,8 @@ class StepCount:
 class InFlight:
     """Jobs on the device. Used by one thread; resolves the futures of jobs.
 
-    A failure ends the jobs that cause it and no others. Nothing here raises but DeviceBroken.
+    A failure ends the jobs that cause it and no others. Nothing here raises but DeviceBroken, and
+    what a broken device raises where a step's end is waited for.
     """
 
     def __init__(
@@ -98,8 +99,12 @@ class InFlight:
         predictions = self._predict(batch)
         with self.watch.lap("scheduler"):
             for prediction in predictions:
-                run_contained(
-                    _advance, [prediction], on_failure=lambda one, error: self._fail(one[0], error)
+                # One by one, as a step that was taken cannot be taken again.
+                self.health.run(
+                    "scheduler",
+                    _advance,
+                    [prediction],
+                    on_failure=lambda one, error: self._fail(one[0], error),
                 )
         stepped = [job for job in batch if job in self._batcher]
         self._set_apart_done(stepped)
@@ -156,7 +161,8 @@ class InFlight:
                 self.health.run("decode", self._decode, alike[:size], on_failure=self._fail)
             if len(self._batcher) and len(self._finished) < self._batcher.batch_size_max:
                 break
-        if not self:
+        if not self:  # what still stands in the device's queue belongs to jobs that have ended
+            self.settle()
             self._forward.forget()
 
     def _decode(self, batch: list[Trajectory]) -> None:

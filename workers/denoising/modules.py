@@ -55,3 +55,9 @@ def arrange(family: Family, *, channels_last: bool = False, compiled: bool = Fal
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiled and name in DENOISERS:
             module.compile()
+
+
+def unload(family: Family) -> None:
+    """Free the memory of all weights; the model cannot compute any more."""
+    for _, module in modules_of(family):
+        module.to("meta")

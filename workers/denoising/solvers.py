@@ -47,6 +47,10 @@ class Solver:
             raise InvalidRequest(
                 f"the scheduler makes {len(self.timesteps)} of {num_inference_steps} steps"
             )
+        if not self.timesteps.isfinite().all():
+            raise InvalidRequest(
+                f"{type(scheduler).__name__} cannot make {num_inference_steps} steps as configured"
+            )
         self._draws_noise = SUPPORTED[type(scheduler).__name__].draws_noise
         self._step_options: dict[str, Any] = {}
 

@@ -44,6 +44,7 @@ class Trajectory:
         self.begun_at: float | None = None  # monotonic, start of its first step
         self.denoise_s = 0.0
         self._latents: Tensor | None = None
+        self._timesteps: Tensor | None = None  # on the device: to move one is to wait for it
         self._conditioning: Conditioning | None = None
         shape = family.latent_shape(request.height, request.width)
         if request.start is not None and tuple(request.start.latents.shape) != shape:
@@ -59,6 +60,7 @@ class Trajectory:
         noise = family.draw_noise(request.height, request.width, self.generator)
         latents = self.solver.start_from(request.start, noise, self.generator)
         self._latents = latents.to(family.device, family.dtype)
+        self._timesteps = self.solver.timesteps.to(family.device)
         self._conditioning = family.condition(
             request.encoding.conditioning,
             height=request.height,
@@ -84,8 +86,9 @@ class Trajectory:
 
     @property
     def timestep(self) -> Tensor:
-        """The scalar timestep of the next step."""
-        return self.solver.timesteps[self.step_index]
+        """The scalar timestep of the next step, on the device."""
+        assert self._timesteps is not None, "begin() comes first"
+        return self._timesteps[self.step_index]
 
     @property
     def model_input(self) -> Tensor:

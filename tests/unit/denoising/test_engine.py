@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
+import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +20,8 @@ from tests.unit.denoising.fakes import (
     request_for,
     run_alone,
 )
+from tests.unit.denoising.test_pacing import Events
+from workers.denoising import in_flight
 from workers.denoising.engine import Engine
 from workers.denoising.errors import (
     Cancelled,
@@ -32,6 +36,8 @@ from workers.denoising.errors import (
 from workers.denoising.failures import is_out_of_memory
 from workers.denoising.families.family import Encoding
 from workers.denoising.families.stable_diffusion import StableDiffusion
+from workers.denoising.pacing import CudaPace
+from workers.denoising.prompts import Prompt
 from workers.denoising.request import Denoised, StartState
 from workers.denoising.trajectory import Trajectory
 
@@ -342,6 +348,59 @@ def test_every_future_resolves_whatever_happens(
     assert all(kind is type(None) or issubclass(kind, DenoisingError) for kind in outcomes)
 
 
+@pytest.fixture
+def _no_garbage_collection() -> Iterator[None]:
+    """Tensors are no load to Python's collector: a device is full long before it comes."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def broken(latents: Tensor, rows: Mapping[str, Tensor]) -> None:
+    try:
+        raise LookupError("the fast way is closed")
+    except LookupError as error:
+        raise ValueError("broken") from error
+
+
+def num_held() -> int:
+    return sum(type(each) in (Trajectory, Prompt) for each in gc.get_objects())
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_what_an_ended_job_held_on_the_device_is_free_at_once(
+    engine: Engine, fake: FakeDenoiser, encoding: Encoding, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="workers.denoising")  # it keeps its errors' frames
+    before = num_held()
+    late = request_for(encoding, deadline_monotonic_s=time.monotonic())
+    engine.denoise(request_for(encoding)).result(TIMEOUT_S)
+    assert isinstance(error_of(engine.denoise(late)), DeadlineExceeded)
+    fake.hook = broken
+    failure = error_of(engine.denoise(request_for(encoding)))  # which its caller may keep
+    assert isinstance(failure, DenoisingFailed)
+    engine.encode("a dog").result(TIMEOUT_S)
+    engine.close()
+    assert num_held() == before
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_a_job_cancelled_in_a_step_that_is_still_queued_leaves_nothing_in_its_clock(
+    fake: FakeDenoiser, gate: StepGate, monkeypatch: pytest.MonkeyPatch, encoding: Encoding
+) -> None:
+    monkeypatch.setattr(in_flight, "pace_of", lambda device: CudaPace(Events().record))
+    before = num_held()
+    with Engine(fake.as_family()) as engine:
+        future = engine.denoise(request_for(encoding, job_id="a"))
+        gate.wait_for_step()
+        assert engine.cancel("a")
+        gate.open()
+        assert isinstance(error_of(future), Cancelled)
+        engine.close()
+        assert num_held() == before
+
+
 def test_captured_latents_belong_to_the_caller(engine: Engine, encoding: Encoding) -> None:
     denoised = engine.denoise(request_for(encoding, capture_steps=frozenset({4}))).result(TIMEOUT_S)
     assert denoised.final_latents is not None
@@ -360,6 +419,17 @@ def test_timings_are_measured(engine: Engine, encoding: Encoding) -> None:
     assert after is not None
     assert 0 < after <= denoised.denoise_s
     assert denoised.decode_s > 0
+
+
+def test_once_a_job_has_begun_a_step_moves_nothing_to_the_device(
+    fake: FakeDenoiser, encoding: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host would wait for the step before, which is to run while it launches this one."""
+    monkeypatch.setattr(fake, "device", torch.device("meta"), raising=False)
+    trajectory = Trajectory(request_for(encoding), fake.as_family())
+    trajectory.begin()
+    taken = (trajectory.latents, trajectory.model_input, trajectory.timestep)
+    assert [tensor.device.type for tensor in taken] == ["meta"] * 3
 
 
 def test_a_trajectory_refuses_to_run_past_its_end(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import pytest
 import torch
 
@@ -58,6 +59,19 @@ def test_a_models_memory_is_its_weights_about_the_size_of_its_files(
     twice = Twice()
     twice.__dict__.update(first=shared, second=shared)
     assert memory_bytes(cast("Any", twice)) == 4 * 4 * 4
+
+
+def test_a_model_of_the_hub_takes_as_much_as_its_downloaded_folder(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be read into memory that another model has."""
+
+    def download(model_id: str) -> str:
+        assert model_id == "somebody/model"
+        return str(folders["ddim"])
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    assert weights_bytes("somebody/model") == weights_bytes(folders["ddim"]) > 0
 
 
 def test_a_folder_tells_what_the_loaded_model_would(

@@ -168,3 +168,12 @@ def test_a_warm_restart_that_would_end_too_far_off_is_refused(scheduler: Any) ->
 def test_more_steps_than_the_model_was_trained_with_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="1001"):
         Solver(SCHEDULERS["ddim"](), 1001)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the division
+def test_a_schedule_that_is_not_finite_is_refused() -> None:
+    """One step cannot both start at noise and end at the terminal shift: 0 / 0."""
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1)
+    assert len(Solver(scheduler, 2).timesteps) == 2
+    with pytest.raises(InvalidRequest, match="cannot make 1 steps"):
+        Solver(scheduler, 1)

@@ -139,3 +139,13 @@ def test_an_unsupported_scheduler_is_refused_or_replaced(tmp_path: Path) -> None
     assert isinstance(replaced, diffusers.DDIMScheduler)
     with pytest.raises(UnsupportedScheduler, match="HeunDiscreteScheduler"):
         loading.load(folder, scheduler="HeunDiscreteScheduler")
+
+
+def test_an_encoding_keeps_none_of_those_that_were_made_with_it(family: Family) -> None:
+    """A job holds its own until it ends; those of a large model are megabytes each."""
+    encoding = family.encode(PROMPTS, PROMPTS)[0]
+    for rows in (encoding.conditioning.prompt, encoding.conditioning.negative_prompt):
+        assert [each.untyped_storage().nbytes() for each in rows.values()] == [
+            each.nbytes for each in rows.values()
+        ]
+    assert encoding.embedding.flags.owndata

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from workers.denoising.errors import (
     OutOfMemory,
 )
 from workers.denoising.families.family import Encoding, Family
+from workers.denoising.pacing import HostPace
 from workers.denoising.request import Denoised
 from workers.denoising.trajectory import Trajectory
 
@@ -180,3 +181,48 @@ def test_lack_of_memory_is_no_sign_of_a_broken_device(engine: Engine, fake: Fake
         error = engine.denoise(request_for(encoding)).exception(TIMEOUT_S)
         assert isinstance(error, OutOfMemory)
     assert not engine.is_closed
+
+
+def test_no_job_fails_when_the_device_breaks_while_the_schedulers_compute(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel's error shows wherever the host next asks: of a denoiser's, in what comes after."""
+
+    def broken(trajectory: Trajectory, noise_pred: Tensor) -> None:
+        always_broken(noise_pred, {})
+
+    encoding = engine.encode("a cat").result(TIMEOUT_S)
+    monkeypatch.setattr(Trajectory, "advance", broken)
+    kinds: list[type] = []
+    while not engine.is_closed and len(kinds) < 20:
+        kinds.append(type(engine.denoise(request_for(encoding)).exception(TIMEOUT_S)))
+    assert kinds == [DenoisingFailed] * 4 + [EngineClosed]
+
+
+def test_no_job_fails_when_the_device_breaks_while_its_steps_are_timed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(pace: HostPace, stepped: Sequence[Trajectory]) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    encoding = engine.encode("a cat").result(TIMEOUT_S)
+    monkeypatch.setattr(HostPace, "stop", broken)
+    failure = engine.denoise(request_for(encoding)).exception(TIMEOUT_S)
+    assert isinstance(failure, EngineClosed)
+    engine.close()
+    assert "the engine ends" in caplog.text
+    assert "illegal memory access" in caplog.text
+
+
+def test_a_full_device_is_not_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(items: list[str]) -> None:
+        raise ValueError("the job is to blame")
+
+    failed: list[str] = []
+    monkeypatch.setattr(torch, "ones", no_memory)
+    health = failures.Health(torch.device("cuda"))
+    health.run("denoiser", broken, ["job"], on_failure=lambda job, error: failed.append(job))
+    assert failed == ["job"]

@@ -51,6 +51,7 @@ def pool_of(load: Callable[[str], Family], memory_bytes_max: int | None = None) 
         load=load,
         measure=lambda family: SIZES[str(family).removeprefix("family of ")],
         estimate=SIZES.__getitem__,
+        unload=lambda family: None,
         memory_bytes_max=memory_bytes_max,
     )
 
@@ -160,3 +161,39 @@ def test_threads_that_want_all_models_at_once_all_get_them(loader: Loader) -> No
         for job in jobs:
             job.result(TIMEOUT_S)
     assert len(pool.loaded) <= 2
+
+
+def test_two_models_that_wait_for_room_do_not_wait_for_each_other(loader: Loader) -> None:
+    """What another newcomer will take, once it is its turn, is no room taken yet."""
+    pool = pool_of(loader, memory_bytes_max=10)
+    with ThreadPoolExecutor(2) as threads:
+        with pool.lease("a"):
+            jobs = [threads.submit(use, pool, slug) for slug in ("b", "c")]
+            while pool.num_waiting < len(jobs):
+                assert not any(job.done() for job in jobs)
+        for job in jobs:
+            job.result(TIMEOUT_S)
+    assert loader.loads[0] == "a"
+    assert sorted(loader.loads[1:]) == ["b", "c"]
+
+
+def test_a_model_that_cannot_be_measured_keeps_nobody_waiting(loader: Loader) -> None:
+    families: list[Family] = []
+
+    def measure(family: Family) -> int:
+        families.append(family)
+        if len(families) == 1:
+            raise RuntimeError("cannot be measured")
+        return 10
+
+    pool = ModelPool(
+        SIZES,
+        load=loader,
+        measure=measure,
+        estimate=SIZES.__getitem__,
+        unload=lambda family: None,
+    )
+    with pytest.raises(RuntimeError, match="cannot be measured"), pool.lease("a"):
+        pass
+    use(pool, "a")
+    assert pool.loaded == ["a"]

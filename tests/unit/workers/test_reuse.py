@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 
 from cache.approximate import ApproximateCache
 from cache.entry import Miss, MissReason, StateKind
@@ -16,6 +18,7 @@ from producer.contract import CacheMode, CacheOutcome, GenerationJob
 from tests.tiny_pipeline import build_tiny_pipeline
 from workers.denoising.families import loading
 from workers.denoising.families.family import Family
+from workers.denoising.request import Denoised
 from workers.ledger import Claim
 from workers.reuse import Captures, Reuse
 
@@ -33,7 +36,7 @@ class EmptyCache:
 
     def find(self, *_: Any, **__: Any) -> Miss:
         self.num_lookups += 1
-        return Miss(reason=MissReason.NONE_SIMILAR)
+        return Miss(reason=MissReason.NONE_SIMILAR, lookup_s=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_pipeline(tmp_path_factory.mktemp("reuse") / "model")
 
 
-def plan(
-    family: Family, num_inference_steps: int, mode: CacheMode, kind: StateKind
-) -> tuple[str | None, Captures, int]:
-    """Why the job missed, what it captures, and how many lookups that took."""
+def claim_of(*, num_inference_steps: int, mode: CacheMode) -> Claim:
     job = GenerationJob(
         prompt="a cat",
         model="tiny",
@@ -54,7 +54,14 @@ def plan(
         cache=mode,
     )
     now = datetime.now(UTC)
-    claim = Claim(job_id=uuid.uuid4(), attempt=1, job=job, claimed_at=now, deadline_at=None)
+    return Claim(job_id=uuid.uuid4(), attempt=1, job=job, claimed_at=now, deadline_at=None)
+
+
+def plan(
+    family: Family, num_inference_steps: int, mode: CacheMode, kind: StateKind
+) -> tuple[str | None, Captures, int]:
+    """Why the job missed, what it captures, and how many lookups that took."""
+    claim = claim_of(num_inference_steps=num_inference_steps, mode=mode)
     cache = EmptyCache()
     reuse = Reuse(cast("ApproximateCache", cache), state_kind=kind)
     planned = reuse.plan(claim, family, family.embedding(["a cat"])[0])
@@ -87,3 +94,34 @@ def test_final_states_are_cached_whatever_the_scheduler(folder: Path) -> None:
     family = loading.load(folder, scheduler="UniPCMultistepScheduler")
     used = plan(family, 10, CacheMode.USE, StateKind.FINAL)
     assert used == (MissReason.NONE_SIMILAR.value, Captures(final=True), 1)
+
+
+@pytest.mark.parametrize(("worst", "is_kept"), [(3.0, True), (float("nan"), False)])
+def test_states_that_are_not_finite_are_not_kept(
+    folder: Path, worst: float, is_kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half precision overflows now and then: one image is lost, not those of similar prompts."""
+    family = loading.load(folder)
+    claim = claim_of(num_inference_steps=10, mode=CacheMode.USE)
+    reuse = Reuse(cast("ApproximateCache", EmptyCache()), state_kind=StateKind.FINAL)
+    embedding = family.embedding(["a cat"])[0]
+    latents = torch.zeros(4, 8, 8)
+    latents[1, 2, 3] = worst
+    denoised = Denoised(
+        image=np.zeros((16, 16, 3), np.uint8),
+        captured={},
+        final_latents=latents,
+        steps_run=10,
+        denoise_s=1.0,
+        decode_s=1.0,
+    )
+    states = reuse.new_states(claim, reuse.plan(claim, family, embedding), embedding, denoised)
+    assert (states is not None) == is_kept
+    assert ("not finite" in caplog.text) != is_kept
+
+
+def test_a_lookup_that_finds_nothing_has_taken_its_time(folder: Path) -> None:
+    family = loading.load(folder)
+    claim = claim_of(num_inference_steps=10, mode=CacheMode.USE)
+    reuse = Reuse(cast("ApproximateCache", EmptyCache()), state_kind=StateKind.FINAL)
+    assert reuse.plan(claim, family, family.embedding(["a cat"])[0]).lookup_s == 0.25

@@ -44,9 +44,13 @@ def describe(path_or_id: str | Path, *, scheduler: str | None = None) -> ModelSp
             f"{path_or_id} is a {pipeline_class}; supported: {', '.join(DENOISERS)}"
         )
     part, spec_of = DENOISERS[pipeline_class]
-    _check_scheduler(folder, scheduler, is_flow_matching=part == "transformer")
-    vae_scale_factor = 2 ** (len(_config(folder / "vae" / "config.json")["block_out_channels"]) - 1)
-    return spec_of(folder, vae_scale_factor, _config(folder / part / "config.json"))
+    try:
+        _check_scheduler(folder, scheduler, is_flow_matching=part == "transformer")
+        vae_config = _config(folder / "vae" / "config.json")
+        vae_scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+        return spec_of(folder, vae_scale_factor, _config(folder / part / "config.json"))
+    except (LookupError, NotImplementedError, TypeError) as error:
+        raise UnsupportedModel(f"{folder} has a configuration that fails: {error!r}") from error
 
 
 def _check_scheduler(folder: Path, name: str | None, *, is_flow_matching: bool) -> None:
@@ -61,8 +65,12 @@ def _check_scheduler(folder: Path, name: str | None, *, is_flow_matching: bool) 
 
 
 def weights_bytes(path_or_id: str | Path) -> int:
-    """Size of a folder's weight files: about the memory that the model will take; else 0."""
-    files = [path for path in Path(path_or_id).rglob("*") if path.suffix in WEIGHT_SUFFIXES]
+    """Size of a folder's weight files, about the memory that the model will take.
+
+    Fetches a hub's model. Raises UnsupportedModel.
+    """
+    folder, _ = open_folder(path_or_id)
+    files = [path for path in folder.rglob("*") if path.suffix in WEIGHT_SUFFIXES]
     return sum(path.stat().st_size for path in files)
 
 

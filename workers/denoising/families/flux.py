@@ -99,7 +99,7 @@ class Flux(LatentDiffusion):
             pooled_projections=conditioning["pooled_prompt_embeds"],
             encoder_hidden_states=prompt_embeds,
             txt_ids=prompt_embeds.new_zeros(prompt_embeds.shape[1], 3),
-            img_ids=image_ids(height, width).to(prompt_embeds),
+            img_ids=image_ids(height, width, device=latents.device).to(prompt_embeds.dtype),
             return_dict=False,
         )[0]
         return unpack(prediction, height, width)
@@ -116,9 +116,10 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return pixel_shuffle(patches, PATCH_SIZE)
 
 
-def image_ids(height: int, width: int) -> Tensor:
+def image_ids(height: int, width: int, *, device: torch.device) -> Tensor:
     """Each token's place [height width, 3]: 0, its row, its column."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width))
+    sides = (torch.arange(side, device=device) for side in (1, height, width))
+    return torch.cartesian_prod(*sides)
 
 
 def spec_of(folder: Path, vae_scale_factor: int, config: Mapping[str, Any]) -> ModelSpec:

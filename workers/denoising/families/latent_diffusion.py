@@ -69,14 +69,17 @@ class LatentDiffusion:
 def encodings(
     prompt: Tensors, negative_prompt: Tensors, embedding: npt.NDArray[np.float32]
 ) -> list[Encoding]:
-    """One encoding a row, of tensors [B, ...] by name and retrieval vectors [B, dim]."""
+    """One encoding a row, of tensors [B, ...] by name and retrieval vectors [B, dim].
+
+    Copies, or each encoding would keep the whole batch alive.
+    """
     return [
         Encoding(
             conditioning=Conditioning(
-                prompt={name: rows[row] for name, rows in prompt.items()},
-                negative_prompt={name: rows[row] for name, rows in negative_prompt.items()},
+                prompt={name: rows[row].clone() for name, rows in prompt.items()},
+                negative_prompt={name: rows[row].clone() for name, rows in negative_prompt.items()},
             ),
-            embedding=embedding[row],
+            embedding=embedding[row].copy(),
         )
         for row in range(len(embedding))
     ]

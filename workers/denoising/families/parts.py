@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from workers.denoising.errors import UnsupportedModel
 from workers.denoising.schedulers import check_supported, replacement
@@ -36,7 +37,8 @@ def load_pipeline(
         pipeline = pipeline_class.from_pretrained(
             folder, dtype=placement.dtype, local_files_only=True, **parts
         )
-    except (ImportError, OSError, ValueError) as error:  # a part is missing or does not fit
+    # A part is missing, does not fit, or is cut off.
+    except (ImportError, OSError, ValueError, SafetensorError) as error:
         raise UnsupportedModel(f"{folder} cannot be loaded: {error}") from error
     if placement.scheduler is not None:
         pipeline.scheduler = replacement(
