@@ -2,7 +2,7 @@
 
 The unit is one job's step with guidance: two rows through the denoiser. A batch gains what the
 denoiser gains by it, and no engine can do better: that is the ceiling. All is measured interleaved,
-in rounds, and told as ratios, medians over the rounds.
+in rounds, each side in a thread that ends with it, and told as ratios, medians over the rounds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.ceiling import Ceiling
 from benchmarks.denoising_jobs import Job, Pipeline, Run, give_states, make_jobs, run_engine
 from benchmarks.engine_report import CAVEATS, Pair, Rounds, figures, tables
 from workers.denoising.families import loading
+from workers.denoising.threads import run_apart
 from workers.denoising.warm_up import choose_threads, pass_timer, thread_counts
 
 MODEL: Final = Path(__file__).resolve().parent.parent / "models" / "small"
@@ -31,8 +32,10 @@ Side = Callable[[Sequence[Job]], Run]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     options = _parse(arguments)
-    family = loading.load(options.model)
-    threads = choose_threads(pass_timer(family), {1, options.in_flight}, gain_min=0.0)
+    family = run_apart(lambda: loading.load(options.model))
+    threads = run_apart(
+        lambda: choose_threads(pass_timer(family), {1, options.in_flight}, gain_min=0.0)
+    )
     num_cores = len(os.sched_getaffinity(0))
     print(
         f"{options.jobs} jobs of {options.model.name}, {options.steps} steps, at most"
@@ -40,12 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"torch threads: engine {threads}, pipeline {threads.for_batch(1)}",
         flush=True,
     )
-    ceiling = Ceiling(
-        family,
-        batch_sizes=[2**n for n in range(9) if 2**n <= 2 * options.in_flight],
-        thread_counts=thread_counts(num_cores),
+    ceiling = run_apart(
+        lambda: Ceiling(
+            family,
+            batch_sizes=[2**n for n in range(9) if 2**n <= 2 * options.in_flight],
+            thread_counts=thread_counts(num_cores),
+        )
     )
-    pipeline = Pipeline(options.model, family)
+    pipeline = run_apart(lambda: Pipeline(options.model, family))
     engine_side = partial(
         run_engine,
         family,
@@ -53,7 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         in_flight=options.in_flight,
         threads=threads,
     )
-    pipeline_side = partial(pipeline.run, num_steps=options.steps, num_threads=threads.for_batch(1))
+
+    def pipeline_side(jobs: Sequence[Job]) -> Run:
+        num_threads = threads.for_batch(1)
+        return run_apart(
+            lambda: pipeline.run(jobs, num_steps=options.steps, num_threads=num_threads)
+        )
+
     plain = make_jobs(options.jobs)
     mixed = give_states(plain, family, options.steps)
     rounds = measure(engine_side, pipeline_side, plain, mixed, ceiling, options.rounds)
@@ -89,7 +100,7 @@ def measure(
     rounds = Rounds()
     pipeline(plain[:1])  # prepares its kernels
     for n in range(num_rounds):
-        ceiling.measure(NUM_CEILING_PASSES)
+        run_apart(lambda: ceiling.measure(NUM_CEILING_PASSES))
         pair = partial(_pair, engine, pipeline, engine_first=n % 2 == 0)
         rounds.alone += [pair([job]) for job in plain[:NUM_ALONE]]
         rounds.without_cache.append(pair(plain))

@@ -22,6 +22,7 @@ from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.captures import CaptureKeeper
 from workers.denoising.engine import Engine
+from workers.denoising.threads import run_apart
 from workers.denoising.warm_up import warm_up
 from workers.generate import Workbench
 from workers.images import Images
@@ -67,11 +68,13 @@ def gpu_process(settings: ProcessSettings, app: Celery) -> Iterator[GpuProcess]:
 def _start_engine(settings: WorkerSettings, pool: ModelPool) -> Engine:
     """Load the default model, measure with it, and start; other models share what was chosen."""
     with pool.lease(settings.model) as family:
-        tuning = warm_up(
-            family,
-            batch_size_max=settings.batch_size_max,
-            num_threads=settings.num_threads,
-            jobs_in_flight=settings.jobs_in_flight,
+        tuning = run_apart(
+            lambda: warm_up(
+                family,
+                batch_size_max=settings.batch_size_max,
+                num_threads=settings.num_threads,
+                jobs_in_flight=settings.jobs_in_flight,
+            )
         )
     return Engine(
         device=choose_device(settings),

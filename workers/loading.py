@@ -13,6 +13,7 @@ from workers.denoising.families import loading
 from workers.denoising.families.description import describe, weights_bytes
 from workers.denoising.families.family import Family
 from workers.denoising.modules import arrange, memory_bytes, unload
+from workers.denoising.threads import run_apart
 from workers.model_pool import ModelPool
 from workers.served_models import ServedModels
 from workers.settings import WorkerSettings
@@ -58,7 +59,7 @@ def open_pool(settings: WorkerSettings) -> ModelPool:
     """Make the pool of all models; none is loaded yet."""
     return ModelPool(
         settings.model_paths,
-        load=lambda slug: load_family(settings, slug),
+        load=lambda slug: run_apart(lambda: load_family(settings, slug)),
         measure=memory_bytes,
         estimate=lambda slug: weights_bytes(settings.model_paths[slug]),
         unload=unload,

@@ -1,10 +1,26 @@
-"""How many threads torch uses on a CPU, by batch size."""
+"""How many threads torch uses on a CPU, by batch size, and for whom it keeps them.
+
+torch's OpenMP keeps a team of threads for every thread that has ever called it with more than one,
+as long as that thread lives. Once the teams together hold more threads than there are cores, no
+team spins at its barriers any more, all go to sleep there, and the steps of a small model take
+twice as long. So the engine's thread alone may keep a team: what else computes, runs apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
+
+Returned = TypeVar("Returned")
+
+
+def run_apart(function: Callable[[], Returned]) -> Returned:
+    """Call in a thread that ends with it, and its OpenMP team with the thread."""
+    with ThreadPoolExecutor(1, thread_name_prefix="apart") as executor:
+        return executor.submit(function).result()
 
 
 class ThreadTable:
