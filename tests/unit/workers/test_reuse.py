@@ -97,9 +97,7 @@ def test_final_states_are_cached_whatever_the_scheduler(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("worst", "is_kept"), [(3.0, True), (float("nan"), False)])
-def test_states_that_are_not_finite_are_not_kept(
-    folder: Path, worst: float, is_kept: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_states_that_are_not_finite_are_not_kept(folder: Path, worst: float, is_kept: bool) -> None:
     """Half precision overflows now and then: one image is lost, not those of similar prompts."""
     family = loading.load(folder)
     claim = claim_of(num_inference_steps=10, mode=CacheMode.USE)
@@ -117,7 +115,6 @@ def test_states_that_are_not_finite_are_not_kept(
     )
     states = reuse.new_states(claim, reuse.plan(claim, family, embedding), embedding, denoised)
     assert (states is not None) == is_kept
-    assert ("not finite" in caplog.text) != is_kept
 
 
 def test_a_lookup_that_finds_nothing_has_taken_its_time(folder: Path) -> None:
