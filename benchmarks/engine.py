@@ -19,7 +19,8 @@ from benchmarks.ceiling import Ceiling
 from benchmarks.denoising_jobs import Job, Pipeline, Run, give_states, make_jobs, run_engine
 from benchmarks.engine_report import CAVEATS, Pair, Rounds, figures, tables
 from workers.denoising.families import loading
-from workers.denoising.threads import run_apart
+from workers.denoising.families.family import Family
+from workers.denoising.threads import ThreadTable, run_apart
 from workers.denoising.warm_up import choose_threads, pass_timer, thread_counts
 
 MODEL: Final = Path(__file__).resolve().parent.parent / "models" / "small"
@@ -50,21 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             thread_counts=thread_counts(num_cores),
         )
     )
-    pipeline = run_apart(lambda: Pipeline(options.model, family))
-    engine_side = partial(
-        run_engine,
-        family,
-        num_steps=options.steps,
-        in_flight=options.in_flight,
-        threads=threads,
-    )
-
-    def pipeline_side(jobs: Sequence[Job]) -> Run:
-        num_threads = threads.for_batch(1)
-        return run_apart(
-            lambda: pipeline.run(jobs, num_steps=options.steps, num_threads=num_threads)
-        )
-
+    engine_side, pipeline_side = _sides(options, family, threads)
     plain = make_jobs(options.jobs)
     mixed = give_states(plain, family, options.steps)
     rounds = measure(engine_side, pipeline_side, plain, mixed, ceiling, options.rounds)
@@ -75,6 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{CAVEATS}")
     if options.json:
         print(json.dumps(ratios))
+
+
+def _sides(options: argparse.Namespace, family: Family, threads: ThreadTable) -> tuple[Side, Side]:
+    """The engine's and the pipeline's way of doing jobs, each at its best number of threads."""
+    pipeline = run_apart(lambda: Pipeline(options.model, family))
+    num_threads = threads.for_batch(1)
+
+    def pipeline_side(jobs: Sequence[Job]) -> Run:
+        return run_apart(
+            lambda: pipeline.run(jobs, num_steps=options.steps, num_threads=num_threads)
+        )
+
+    engine_side = partial(
+        run_engine, family, num_steps=options.steps, in_flight=options.in_flight, threads=threads
+    )
+    return engine_side, pipeline_side
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

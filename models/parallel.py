@@ -1,6 +1,6 @@
 """Several processes, one model: each takes a batch of its own and the gradients are averaged.
 
-On a CPU two processes of one thread each train more pictures a second than two threads do.
+One thread each, for two threads of one process gain little on batches this small.
 Started by `python -m torch.distributed.run --nproc-per-node 2 -m models.train ...`, which says
 to each process who it is; without it there is one process and nothing here does anything.
 """

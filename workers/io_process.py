@@ -91,12 +91,7 @@ def _compose(
     database: Engine,
     objects: S3Objects,
 ) -> IoProcess:
-    ledger = Ledger(
-        database,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
-        lease_s=settings.worker.lease_s,
-        attempts_max=settings.worker.attempts_max,
-    )
+    ledger = _ledger(settings.worker, database)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
     publisher = Publisher(app)
     announcer = Announcer(ledger, traces, show_end=publisher.show_end)
@@ -130,6 +125,15 @@ def _compose(
         ),
         delivery=_delivery_settings(settings.worker),
         first_deliveries=threading.BoundedSemaphore(_FIRST_DELIVERIES_MAX),
+    )
+
+
+def _ledger(worker: WorkerSettings, database: Engine) -> Ledger:
+    return Ledger(
+        database,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        lease_s=worker.lease_s,
+        attempts_max=worker.attempts_max,
     )
 
 
