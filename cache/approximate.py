@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,12 +20,13 @@ from sqlalchemy import Engine
 
 from cache import scopes
 from cache.budget import BoundedCalls
+from cache.calibration import Calibration, install
 from cache.database import connect, transaction
 from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, Sharing, embedding_text
 from cache.errors import CacheError
 from cache.lookup import Found, Lookup, miss_reason
 from cache.objects import ObjectStore, S3Objects
-from cache.selector import Selector
+from cache.selector import PAPER, Selector
 from cache.settings import CacheSettings
 from cache.store import NewEntry, Store
 from cache.uses import UseCounter, Uses
@@ -52,18 +53,17 @@ class ApproximateCache:
         *,
         reader: Engine,
         writer: Engine,
-        selector: Selector | None = None,
+        shipped: Sequence[Calibration] = (),
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.selector = selector or Selector(fractions=settings.cache_k_fractions)
-        self._settings = settings
+        self._settings, self._shipped = settings, shipped
+        self._default_selector = Selector.of(PAPER, settings.cache_k_fractions)
         self._reader, self._writer, self._objects = reader, writer, objects
         self._clock = clock
         self._lookup = Lookup(
             reader=reader,
             writer=writer,
             objects=objects,
-            selector=self.selector,
             neighbours=settings.cache_neighbours,
             clock=clock,
         )
@@ -83,8 +83,17 @@ class ApproximateCache:
         self._counts_lock = threading.Lock()
 
     @classmethod
-    def open(cls, settings: CacheSettings, *, clock: Callable[[], datetime] = utc_now) -> Self:
-        """A cache on the settings' database and bucket; opens no connection yet."""
+    def open(
+        cls,
+        settings: CacheSettings,
+        *,
+        shipped: Sequence[Calibration] = (),
+        clock: Callable[[], datetime] = utc_now,
+    ) -> Self:
+        """A cache on the settings' database and bucket; opens no connection yet.
+
+        `shipped` calibrations came with the models: each is installed with its first scope.
+        """
         url, budget_s = settings.database_url.get_secret_value(), settings.cache_budget_s
         reader = connect(
             url,
@@ -95,7 +104,7 @@ class ApproximateCache:
         )
         objects = S3Objects.from_url(settings.s3_url.get_secret_value())
         writer = connect(url, pool_size=WRITERS)
-        return cls(settings, objects, reader=reader, writer=writer, clock=clock)
+        return cls(settings, objects, reader=reader, writer=writer, shipped=shipped, clock=clock)
 
     def scope(self, spec: ScopeSpec) -> Scope:
         """The spec's scope, registered on first sight; raises CacheError.
@@ -108,15 +117,23 @@ class ApproximateCache:
                 with transaction(self._writer) as connection:
                     scopes.ensure_nearest_index(connection, spec.embedding_dimension)
             with transaction(self._writer) as connection:
+                for calibration in self._shipped:
+                    if calibration.is_for(spec):
+                        install(connection, calibration)
                 known = scopes.register(
                     connection,
                     spec,
                     sharing=self._settings.cache_sharing,
                     state_kind=self._settings.cache_state_kind,
-                    selector=self.selector,
+                    k_fractions=self._settings.cache_k_fractions,
                 )
             self._scopes[spec] = known
         return known
+
+    def selector(self, spec: ScopeSpec) -> Selector:
+        """The scope's; before its first lookup the paper's. Asks no database."""
+        known = self._scopes.get(spec)
+        return self._default_selector if known is None else known.selector
 
     def find(
         self, scope: Scope | ScopeSpec, embedding: Embedding, *, owner: str = ""
@@ -181,7 +198,7 @@ class ApproximateCache:
         spec = scope if isinstance(scope, ScopeSpec) else scope.spec
         if not self._settings.cache_enabled:
             return Miss(reason=MissReason.DISABLED)
-        if not self.selector.allowances(spec.num_inference_steps):
+        if not self.selector(spec).allowances(spec.num_inference_steps):
             return Miss(reason=MissReason.TOO_FEW_STEPS)
         try:
             vector = embedding_text(embedding, spec.embedding_dimension)

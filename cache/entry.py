@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from cache.errors import InvalidEmbedding
+from cache.selector import Selector
 
 HALF_MAX = 65_504.0
 HALF_MIN = 6.2e-05  # below this half precision is subnormal
@@ -84,6 +85,8 @@ class Scope:
     spec: ScopeSpec
     sharing: Sharing
     state_kind: StateKind
+    #: With the thresholds of the model's newest calibration, if there is one.
+    selector: Selector = field(default_factory=Selector)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ CacheError
 ├── InvalidEmbedding     not a finite, non-zero vector of the scope's dimension
 ├── TooBusy              as many lookups are in progress as the cache allows
 ├── BudgetExceeded       the lookup took longer than cache_budget_s, or a statement than its limit
+├── CalibrationInvalid   a table of thresholds cannot be read, or used
 ├── StoreTooSlow         objects were written too long ago for a row to point at them safely
 ├── ObjectStoreError     the S3 server does not answer, or refuses us
 │   └── ObjectMissing    no object has that key
@@ -74,6 +75,10 @@ class TooBusy(CacheError):
 
 class BudgetExceeded(CacheError):
     """It took longer than its budget."""
+
+
+class CalibrationInvalid(CacheError):
+    """A table of thresholds cannot be read, or used."""
 
 
 class StoreTooSlow(CacheError):

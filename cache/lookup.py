@@ -28,7 +28,6 @@ from cache.errors import (
 )
 from cache.objects import ObjectStore
 from cache.removal import discard_states
-from cache.selector import Selector
 
 # The first that fits; a type before its base.
 _REASONS: tuple[tuple[type[CacheError], MissReason], ...] = (
@@ -67,7 +66,6 @@ class Lookup:
     reader: Engine
     writer: Engine
     objects: ObjectStore
-    selector: Selector
     neighbours: int
     clock: Callable[[], datetime]
 
@@ -91,7 +89,7 @@ class Lookup:
                 scope,
                 embedding,
                 owner=owner,
-                allowances=self.selector.allowances(scope.spec.num_inference_steps),
+                allowances=scope.selector.allowances(scope.spec.num_inference_steps),
                 neighbours=self.neighbours,
                 now=self.clock(),
             )

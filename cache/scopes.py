@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Connection, text
 
+from cache.calibration import thresholds_of
 from cache.entry import Scope, ScopeSpec, Sharing, StateKind
 from cache.selector import Selector
 
@@ -52,9 +53,13 @@ def register(
     *,
     sharing: Sharing,
     state_kind: StateKind,
-    selector: Selector,
+    k_fractions: tuple[float, ...] | None = None,
 ) -> Scope:
-    """Get or create the scope's row, and its namespace's."""
+    """Get or create the scope's row, and its namespace's; it gets the newest thresholds.
+
+    `k_fractions` of N are kept instead of those that the thresholds name.
+    """
+    selector = Selector.of(thresholds_of(connection, spec, state_kind), k_fractions)
     connection.execute(_REGISTER_NAMESPACE, {"namespace": spec.namespace})
     row = {
         "fingerprint": spec.fingerprint,
@@ -68,7 +73,7 @@ def register(
         "thresholds_version": selector.thresholds.version,
     }
     scope_id = connection.execute(_REGISTER_SCOPE, row).scalar_one()
-    return Scope(id=scope_id, spec=spec, sharing=sharing, state_kind=state_kind)
+    return Scope(id=scope_id, spec=spec, sharing=sharing, state_kind=state_kind, selector=selector)
 
 
 def record_seconds_per_step(connection: Connection, scope_id: int, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Self
 
 STEPS_MIN = 4  # below this there is nothing worth skipping
 
@@ -50,6 +51,14 @@ class Selector:
 
     fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
     thresholds: Thresholds = field(default=PAPER)
+
+    @classmethod
+    def of(cls, thresholds: Thresholds, fractions: tuple[float, ...] | None = None) -> Self:
+        """A selector with the table's own fractions, unless others are given."""
+        return cls(
+            fractions=fractions or tuple(fraction for fraction, _ in thresholds.rows),
+            thresholds=thresholds,
+        )
 
     def k_set(self, num_inference_steps: int) -> tuple[int, ...]:
         """The steps after which latents are kept, rising; none below N = 4."""

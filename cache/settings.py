@@ -58,8 +58,8 @@ class CacheSettings(BaseSettings):
     """Whose states a job may start from: its own user's, or all of its namespace."""
     cache_state_kind: StateKind = StateKind.INTERMEDIATE
     """What is kept: latents after each step of the k set, or the finished ones, to be re-noised."""
-    cache_k_fractions: Annotated[tuple[float, ...], NoDecode] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    """Steps kept, as fractions of num_inference_steps; comma separated."""
+    cache_k_fractions: Annotated[tuple[float, ...] | None, NoDecode] = None
+    """Steps kept, as fractions of num_inference_steps, comma separated; unset: the thresholds'."""
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
     """Nearest prompts among which the largest usable k is taken."""
 
@@ -98,7 +98,9 @@ class CacheSettings(BaseSettings):
 
     @field_validator("cache_k_fractions")
     @classmethod
-    def _are_fractions(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+    def _are_fractions(cls, fractions: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if fractions is None:
+            return None
         if not fractions or not all(0 < fraction < 1 for fraction in fractions):
             raise ValueError("must be fractions between 0 and 1, comma separated")
         return tuple(sorted(set(fractions)))

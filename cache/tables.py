@@ -55,6 +55,20 @@ namespaces = Table(
     CheckConstraint("capacity_bytes >= 0", name="capacity_bytes"),
 )
 
+calibrations = Table(
+    "calibrations",
+    metadata,
+    Column("version", Text, primary_key=True),
+    Column("state_kind", Text, primary_key=True),
+    Column("revision", Text, nullable=False, comment="of the weights measured"),
+    Column("embedder", Text, nullable=False),
+    Column("thresholds", JSONB, nullable=False, comment="[fraction of N, least similarity] rows"),
+    Column("measured", JSONB, nullable=False, comment="how"),
+    Column("installed_at", _INSTANT, nullable=False, server_default=text("now()")),
+    CheckConstraint(f"state_kind {_IS_KIND}", name="state_kind"),
+    Index(None, "revision", "embedder", "state_kind"),
+)
+
 scopes = Table(
     "scopes",
     metadata,

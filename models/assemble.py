@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from models import loop, networks
 from models.judge_net import JudgeNet
-from models.libraries import diffusers
+from models.libraries import diffusers, transformers
 from models.rendering import SIDE
 from models.sampling import GUIDANCE_SCALE, NUM_STEPS
 from models.scenes import STYLES, SUBJECTS
@@ -73,6 +73,12 @@ def _save_clip(work: Workspace, tokenizer: Any, folder: Path) -> None:
     clip.load_state_dict(loop.averaged(work.require(work.checkpoint("clip"), "clip"), "clip"))
     clip.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    transformers().CLIPImageProcessor(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(folder)
 
 
 def judge(work: Workspace, folder: Path) -> None:

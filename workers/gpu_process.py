@@ -13,6 +13,7 @@ import redis
 from celery import Celery
 
 from cache.approximate import ApproximateCache
+from cache.calibration import read_shipped
 from cache.database import connect
 from cache.objects import S3Objects
 from producer.broker import open_connection
@@ -100,7 +101,8 @@ def _compose(
     ledger = _open_ledger(settings, stack)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
     announcer, publisher = Announcer(ledger, traces), Publisher(app)
-    cache = stack.enter_context(closing(ApproximateCache.open(settings.cache)))
+    shipped = read_shipped(settings.worker.model_paths.values())
+    cache = stack.enter_context(closing(ApproximateCache.open(settings.cache, shipped=shipped)))
     captures = CaptureKeeper(
         cache,
         waiting_max=settings.worker.captures_waiting_max,

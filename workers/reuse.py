@@ -165,7 +165,7 @@ class Reuse:
     def _k_set(self, scope: ScopeSpec, family: Family) -> tuple[int, ...]:
         """The steps at which a later job could take up what this kind of state offers."""
         num_steps = scope.num_inference_steps
-        k_set = self._cache.selector.k_set(num_steps)
+        k_set = self._cache.selector(scope).k_set(num_steps)
         if self._state_kind is StateKind.FINAL:  # noised again, it depends on no solver's history
             return k_set
         return tuple(k for k in k_set if resumes(family.scheduler, num_steps, k=k))

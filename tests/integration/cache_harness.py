@@ -27,7 +27,6 @@ from cache.entry import (
     embedding_text,
 )
 from cache.objects import ObjectStore
-from cache.selector import Selector
 from cache.settings import CacheSettings
 from cache.store import NewEntry, NewState
 from cache.uses import Uses, add_uses
@@ -176,7 +175,6 @@ def register(engine: Engine, namespace: str = "default", **changes: Any) -> Scop
             spec(namespace=namespace, **changes),
             sharing=Sharing.USER,
             state_kind=StateKind.INTERMEDIATE,
-            selector=Selector(),
         )
 
 

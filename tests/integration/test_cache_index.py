@@ -44,7 +44,6 @@ def register(engine: Engine, sharing: Sharing, **changes: Any) -> Scope:
             spec(**{"embedding_dimension": DIMENSION, **changes}),
             sharing=sharing,
             state_kind=StateKind.INTERMEDIATE,
-            selector=SELECTOR,
         )
 
 

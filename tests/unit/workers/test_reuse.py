@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cache.approximate import ApproximateCache
-from cache.entry import Miss, MissReason, StateKind
+from cache.entry import Miss, MissReason, ScopeSpec, StateKind
 from cache.selector import Selector
 from producer.contract import CacheMode, CacheOutcome, GenerationJob
 from tests.tiny_pipeline import build_tiny_pipeline
@@ -29,10 +29,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 class EmptyCache:
     """A cache that finds nothing, and counts how often it was asked."""
 
-    selector = Selector()
-
     def __init__(self) -> None:
         self.num_lookups = 0
+
+    def selector(self, _: ScopeSpec) -> Selector:
+        return Selector()
 
     def find(self, *_: Any, **__: Any) -> Miss:
         self.num_lookups += 1

@@ -14,6 +14,7 @@ from workers.denoising.families.family import ModelSpec
 
 EDGE_BYTES = 2**20  # how much of each end of a file its fingerprint reads
 SPEC_FILE = "nirvana.json"  # in the model folder, optional: see read_spec
+CALIBRATION_FILE = "thresholds.json"  # in the model folder, optional: see cache.calibration
 SPEC_KEYS = (
     "height",
     "width",
@@ -44,13 +45,15 @@ def open_folder(path_or_id: str | Path) -> tuple[Path, str]:
 def fingerprint(folder: Path) -> str:
     """Revision of a model folder: SHA-256 over each file's path, size, first and last MiB.
 
-    Notes (`*.md`) and hidden files do not count: editing them must not empty a cache.
+    Notes (`*.md`), hidden files and the calibration, which names the revision itself, do not
+    count: editing them must not empty a cache.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and path.suffix != ".md" and not is_hidden:
+        is_note = path.suffix == ".md" or name.as_posix() == CALIBRATION_FILE
+        if path.is_file() and not is_note and not is_hidden:
             digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
             digest.update(_edges(path))
     return digest.hexdigest()

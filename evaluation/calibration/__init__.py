@@ -1,0 +1,1 @@
+"""At which similarity a model's reused states keep its quality: measured, not assumed."""

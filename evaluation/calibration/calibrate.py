@@ -1,0 +1,139 @@
+"""Measure a model's thresholds: draw pairs, score them, find the floors.
+
+pairs over similarity --> Drawer (the real engine) --> Quality --> MeasurementFile --> floors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Final
+
+from cache.calibration import Calibration
+from evaluation.calibration.drawing import Drawer, DrawingPlan, Drawn
+from evaluation.calibration.floors import Curve, Rule, find_curves, floors
+from evaluation.calibration.measurements import Measurement, MeasurementFile, Scores
+from evaluation.calibration.pairs import Pair
+from evaluation.calibration.quality import Picture, Quality
+from evaluation.vectors import Progress
+from workers.denoising.families.family import Family
+
+K_FRACTIONS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of N
+PAIRS_AT_ONCE: Final = 2  # their pictures share forward passes; what a kill can lose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What a calibration found."""
+
+    calibration: Calibration
+    curves: tuple[Curve, ...]
+    num_pairs: int
+    #: By measure, the share of pairs whose second seed scores under alpha of the first: chance.
+    null_share_below: dict[str, float]
+
+
+def measure(
+    pairs: Sequence[Pair],
+    drawer: Drawer,
+    qualities: Sequence[Quality],
+    file: MeasurementFile,
+    *,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Draw and score the pairs that the file lacks."""
+    progress(len(file.done))
+    for first in range(len(file.done), len(pairs), PAIRS_AT_ONCE):
+        chosen = pairs[first : first + PAIRS_AT_ONCE]
+        for pair, drawn in zip(chosen, drawer.draw(chosen, first=first), strict=True):
+            file.add(_measured(pair, drawn, qualities))
+        progress(len(chosen))
+
+
+def conclude(
+    measurements: Sequence[Measurement],
+    rule: Rule,
+    plan: DrawingPlan,
+    family: Family,
+    *,
+    now: datetime,
+) -> Calibrated:
+    """Find the floors, and name what they are good for."""
+    curves = find_curves(measurements, rule)
+    tables = {
+        kind: tuple((k / plan.num_inference_steps, floor) for k, floor in found.items())
+        for kind in plan.kinds
+        if (found := floors(curves, kind))
+    }
+    calibration = Calibration(
+        revision=family.revision,
+        embedder=family.embedder.id,
+        tables=tables,
+        measured={
+            "alphas": dict(rule.alphas),
+            "confidence": rule.confidence,
+            "pairs": len(measurements),
+            "num_inference_steps": plan.num_inference_steps,
+            "guidance_scale": plan.guidance_scale,
+            "at": now.isoformat(timespec="seconds"),
+        },
+    )
+    null = {name: _null_share(measurements, name, alpha) for name, alpha in rule.alphas.items()}
+    return Calibrated(
+        calibration=calibration,
+        curves=tuple(curves),
+        num_pairs=len(measurements),
+        null_share_below=null,
+    )
+
+
+def about(
+    plan: DrawingPlan, pairs: Sequence[Pair], family: Family, names: Sequence[str]
+) -> dict[str, object]:
+    """What a file of measurements is of: with anything else it is not continued."""
+    return {
+        "revision": family.revision,
+        "embedder": family.embedder.id,
+        "plan": asdict(plan),
+        "measures": list(names),
+        "pairs": [[pair.cached, pair.asked] for pair in pairs],
+    }
+
+
+def k_set(num_inference_steps: int, fractions: Sequence[float] = K_FRACTIONS) -> tuple[int, ...]:
+    """The steps that are measured."""
+    return tuple(sorted({max(1, int(f * num_inference_steps + 1e-9)) for f in fractions}))
+
+
+def _measured(pair: Pair, drawn: Drawn, qualities: Sequence[Quality]) -> Measurement:
+    pictures = [*drawn.from_noise, *_pictures(drawn)]
+    scores = iter(_scores(pictures, pair.asked, qualities))
+    return Measurement(
+        similarity=pair.similarity,
+        from_noise=(next(scores), next(scores)),
+        from_state={
+            kind: {k: next(scores) for k in by_k} for kind, by_k in drawn.from_state.items()
+        },
+    )
+
+
+def _pictures(drawn: Drawn) -> Iterator[Picture]:
+    for by_k in drawn.from_state.values():
+        yield from by_k.values()
+
+
+def _scores(pictures: Sequence[Picture], prompt: str, qualities: Sequence[Quality]) -> list[Scores]:
+    columns = {
+        quality.name: quality.score(pictures, [prompt] * len(pictures)) for quality in qualities
+    }
+    return [
+        {name: round(float(column[row]), 5) for name, column in columns.items()}
+        for row in range(len(pictures))
+    ]
+
+
+def _null_share(measurements: Sequence[Measurement], measure: str, alpha: float) -> float:
+    pairs = [each.from_noise for each in measurements]
+    below = [second[measure] < alpha * first[measure] for first, second in pairs]
+    return sum(below) / len(below)
