@@ -28,6 +28,7 @@ from workers.app import (
     SWEEP_TASK,
     build_app,
     run_worker,
+    show_failed,
 )
 from workers.delivery.deliver import deliver
 from workers.io_process import CONCURRENCY, IoProcess, io_process
@@ -67,12 +68,13 @@ def register(app: Celery, process: IoProcess) -> None:
 
 def _register_requests(app: Celery, process: IoProcess) -> None:
     # Not shown as started: it only begins to wait, or, if sent twice, has ended long ago.
-    @app.task(  # type: ignore[untyped-decorator]
-        name=GENERATE_TASK, bind=True, throws=(JobFailed,), track_started=False
-    )
+    @app.task(name=GENERATE_TASK, bind=True, track_started=False)  # type: ignore[untyped-decorator]
     def admit_task(task: Any, *arguments: object, **named: object) -> None:
         fields = only_argument(arguments, named)
-        admit(process, task.request.id, fields, queue=task.request.delivery_info["routing_key"])
+        try:
+            admit(process, task.request.id, fields, queue=task.request.delivery_info["routing_key"])
+        except JobFailed as failure:
+            raise show_failed(task, task.request.id, failure) from None
         raise Ignore  # the job goes on elsewhere under the same id: store no result for it here
 
     @app.task(name=CANCEL_TASK)  # type: ignore[untyped-decorator]
