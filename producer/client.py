@@ -11,15 +11,14 @@ Everything is synchronous and thread-safe; in an asyncio program, call it throug
 
 from __future__ import annotations
 
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Self, overload
 
 from producer.broker import naming_broker, open_app, open_connection
-from producer.contract import Status
-from producer.errors import BrokerUnavailable, ImageUnavailable, UnknownJob, WaitTimeout
+from producer.errors import ImageUnavailable, UnknownJob, UrlExpired
+from producer.following import RESTART_PATIENCE_S, changes, ends, outlasting
+from producer.handle import JobHandle, JobId, checked_id
+from producer.image_urls import ask_for_url
 from producer.images import download_image
 from producer.models import ModelTable, ServedModel
 from producer.position import Position, find_position
@@ -37,11 +36,6 @@ from producer.submission import (
 )
 from producer.trace import Trace, Traces
 
-POLL_MIN_S: Final = 0.02
-POLL_MAX_S: Final = 0.1
-POLL_GROWTH: Final = 1.3
-RESTART_PATIENCE_S: Final = 30.0
-
 # Together under 10 s for a broker that is away, whether it refuses or says nothing.
 _CONNECT_TIMEOUT_S: Final = 3.0
 _COMMAND_TIMEOUT_S: Final = 4.0
@@ -51,38 +45,6 @@ _PUBLISH_RETRIES: Final = {
     "interval_step": 0.2,
     "interval_max": 0.5,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class JobHandle:
-    """A submitted job; `str(handle)` is its id."""
-
-    job_id: str
-    _client: Client = field(repr=False, compare=False)
-
-    def __str__(self) -> str:
-        return self.job_id
-
-    def status(self) -> Status:
-        return self._client.status(self.job_id).status
-
-    def position(self) -> Position:
-        return self._client.position(self.job_id)
-
-    def wait(self, timeout_s: float | None = None) -> JobResult:
-        return self._client.wait(self.job_id, timeout_s)
-
-    def result(self) -> JobResult | None:
-        return self._client.result(self.job_id)
-
-    def progress(self, timeout_s: float | None = None) -> Iterator[Trace]:
-        return self._client.progress(self.job_id, timeout_s)
-
-    def cancel(self) -> bool:
-        return self._client.cancel(self.job_id)
-
-
-JobId = str | uuid.UUID | JobHandle
 
 
 class Client:
@@ -178,15 +140,25 @@ class Client:
 
         A broker that is away is waited for, at most `patience_s`: it may be restarting.
         """
-        give_up_at = time.monotonic() + patience_s
-        while True:
-            try:
-                with naming_broker(self._broker_url):
-                    return self._traces.read(_checked(job_id))
-            except BrokerUnavailable:
-                if time.monotonic() >= give_up_at:
-                    raise
-            time.sleep(POLL_MAX_S)
+        return self.statuses([job_id], patience_s=patience_s)[0]
+
+    def statuses(self, job_ids: Sequence[JobId], *, patience_s: float = 0.0) -> list[Trace]:
+        """Tell all that is known of many jobs, in few round trips; raises as `status` does."""
+        asked = [checked_id(job_id) for job_id in job_ids]
+        found = outlasting(patience_s, lambda: self._read(asked))
+        for job_id, trace in zip(asked, found, strict=True):
+            if trace is None:
+                raise UnknownJob(job_id)
+        return [trace for trace in found if trace is not None]
+
+    def known(self, job_ids: Sequence[JobId]) -> set[str]:
+        """Ids of those of the jobs that were submitted, and are not past their retention."""
+        found = self._read([checked_id(job_id) for job_id in job_ids])
+        return {trace.job_id for trace in found if trace is not None}
+
+    def _read(self, job_ids: Sequence[str]) -> list[Trace | None]:
+        with naming_broker(self._broker_url):
+            return self._traces.read_many(job_ids)
 
     def result(self, job_id: JobId) -> JobResult | None:
         """Tell what came of the job, however it ended; None before. Raises UnknownJob."""
@@ -208,21 +180,30 @@ class Client:
 
         Outlasts a restart of the broker. Raises UnknownJob, and WaitTimeout after `timeout_s`.
         """
-        give_up_at = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
-        seen: Trace | None = None
-        delay_s = POLL_MIN_S
-        while True:
-            trace = self.status(job_id, patience_s=RESTART_PATIENCE_S)
-            if trace != seen:
-                yield trace
-                seen, delay_s = trace, POLL_MIN_S
-            if trace.status.is_terminal:
-                return
-            left_s = give_up_at - time.monotonic()
-            if left_s <= 0:
-                raise WaitTimeout(str(job_id), timeout_s or 0.0, trace.status)
-            time.sleep(min(delay_s, left_s))
-            delay_s = min(delay_s * POLL_GROWTH, POLL_MAX_S)
+        return changes(
+            lambda: self.status(job_id, patience_s=RESTART_PATIENCE_S), timeout_s=timeout_s
+        )
+
+    def as_completed(
+        self,
+        job_ids: Iterable[JobId],
+        timeout_s: float | None = None,
+        *,
+        on_look: Callable[[list[Trace]], None] = lambda traces: None,
+    ) -> Iterator[JobResult]:
+        """Yield the result of each job as it ends, however it ended, the first to end first.
+
+        `on_look` is given those that had not ended, at each look. Raises as `progress` does.
+        """
+        ended = ends(
+            lambda waiting: self.statuses(waiting, patience_s=RESTART_PATIENCE_S),
+            [checked_id(job_id) for job_id in job_ids],
+            timeout_s=timeout_s,
+            on_look=on_look,
+        )
+        for trace in ended:
+            assert trace.result is not None, "a terminal trace has its result"
+            yield trace.result
 
     def wait(self, job_id: JobId, timeout_s: float | None = None) -> JobResult:
         """Block until the job has its image.
@@ -241,19 +222,40 @@ class Client:
         if self.status(job_id).status.is_terminal:
             return False
         with naming_broker(self._broker_url):
-            send_cancel(_checked(job_id), self._app)
+            send_cancel(checked_id(job_id), self._app)
         return True
 
-    def image(self, result: JobResult, *, timeout_s: float = 30.0) -> bytes:
-        """Download the PNG of a result, checked; raises ImageUnavailable."""
+    def image(self, job: JobResult | JobId, *, timeout_s: float = 30.0) -> bytes:
+        """Download the PNG of a job, checked; raises ImageUnavailable, UnknownJob.
+
+        Where the url of the result has expired, another is asked for.
+        """
+        result = self._with_image(job)
+        assert result.image is not None
+        try:
+            if result.image.url is not None:
+                return download_image(result.image, timeout_s=timeout_s)
+        except UrlExpired:
+            pass
+        fresh = result.image.model_copy(update={"url": self.image_url(result)})
+        return download_image(fresh, timeout_s=timeout_s)
+
+    def image_url(self, job: JobResult | JobId, *, timeout_s: float = 10.0) -> str:
+        """Have a url of the job's image signed now; raises ImageUnavailable, UnknownJob."""
+        job_id = self._with_image(job).job_id
+        with naming_broker(self._broker_url):
+            return ask_for_url(
+                job_id, connection=self._connection, app=self._app, timeout_s=timeout_s
+            )
+
+    def _with_image(self, job: JobResult | JobId) -> JobResult:
+        if isinstance(job, JobResult):
+            result, status = job, job.status
+        else:
+            trace = self.status(job)
+            if trace.result is None:
+                raise ImageUnavailable(f"job {trace.job_id} has no image yet: it is {trace.status}")
+            result, status = trace.result, trace.status
         if result.image is None:
-            raise ImageUnavailable(f"job {result.job_id} has no image: it is {result.status}")
-        return download_image(result.image, timeout_s=timeout_s)
-
-
-def _checked(job_id: JobId) -> str:
-    """Bring an id to its one form; what is no UUID is the id of no job."""
-    try:
-        return str(uuid.UUID(str(job_id)))
-    except ValueError:
-        raise UnknownJob(str(job_id)) from None
+            raise ImageUnavailable(f"job {result.job_id} has no image: it is {status}")
+        return result

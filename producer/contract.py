@@ -32,6 +32,7 @@ from producer.refusal import refusal
 WIRE_VERSION: Final = 1
 GENERATE_TASK: Final = "nirvana.generate"
 CANCEL_TASK: Final = "nirvana.cancel"
+SIGN_TASK: Final = "nirvana.sign"
 PROMPT_CHARACTERS_MAX: Final = 4_000
 SEED_MAX: Final = 2**53 - 1  # the largest integer that JSON numbers carry exactly everywhere
 MESSAGE_BYTES_MAX: Final = 64 * 1024

@@ -10,6 +10,7 @@ ProducerError
 │   └── JobCancelled    the job was cancelled
 ├── WaitTimeout         the job did not end in time
 ├── ImageUnavailable    the image cannot be downloaded, or is not the one of the result
+│   └── UrlExpired      its signed url is past its time; another can be had
 ├── BrokerUnavailable   the broker cannot be reached
 └── SettingsInvalid     a NIRVANA_ variable is missing or out of its limits
 """
@@ -106,6 +107,10 @@ class WaitTimeout(ProducerError):
 
 class ImageUnavailable(ProducerError):
     """The image cannot be downloaded, or is not the one of the result."""
+
+
+class UrlExpired(ImageUnavailable):
+    """The image's signed url is past its time."""
 
 
 class BrokerUnavailable(ProducerError):

@@ -9,7 +9,7 @@ from http.client import HTTPException
 from typing import Final
 from urllib.parse import urlsplit
 
-from producer.errors import ImageUnavailable
+from producer.errors import ImageUnavailable, UrlExpired
 from producer.result import StoredImage
 
 IMAGE_BYTES_MAX: Final = 256 * 1024**2
@@ -38,7 +38,8 @@ def _fetch(url: str, timeout_s: float) -> bytes:
             content: bytes = response.read(IMAGE_BYTES_MAX + 1)
     except urllib.error.HTTPError as error:
         with error:  # it holds the open connection
-            raise ImageUnavailable(_refused(error.code, parts.netloc)) from None
+            kind = UrlExpired if error.code == 403 else ImageUnavailable
+            raise kind(_refused(error.code, parts.netloc)) from None
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ImageUnavailable(f"{parts.netloc} cannot be reached: {reason}") from None

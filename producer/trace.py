@@ -29,6 +29,7 @@ from producer.result import JobResult
 _LISTS: Final = "nirvana:lists"
 _CLAIMED: Final = "nirvana:claimed"
 _SEQUENCE: Final = "nirvana:sequence"
+_READ_AT_ONCE: Final = 500  # traces, of some kilobytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +159,19 @@ class Traces:
         if "list" not in fields:
             raise UnknownJob(job_id)
         return _to_trace(job_id, fields)
+
+    def read_many(self, job_ids: Sequence[str]) -> list[Trace | None]:
+        """Tell what is known of each job, None where that is nothing."""
+        found: list[Trace | None] = []
+        for start in range(0, len(job_ids), _READ_AT_ONCE):
+            part = job_ids[start : start + _READ_AT_ONCE]
+            with self._connection.pipeline(transaction=False) as pipeline:
+                for job_id in part:
+                    pipeline.hgetall(_key(job_id))
+                answers = pipeline.execute()
+            for job_id, fields in zip(part, answers, strict=True):
+                found.append(_to_trace(job_id, fields) if "list" in fields else None)
+        return found
 
     def num_ahead(self, trace: Trace, *, beside: Sequence[str] = ()) -> int:
         """How many jobs are to be claimed before this one; 0 when it does not wait.

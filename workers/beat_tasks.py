@@ -14,7 +14,7 @@ from celery.exceptions import Ignore
 
 from cache.eviction import evict
 from cache.sweep import sweep
-from producer.contract import CANCEL_TASK, GENERATE_TASK, ErrorCode
+from producer.contract import CANCEL_TASK, GENERATE_TASK, SIGN_TASK, ErrorCode
 from producer.errors import InvalidJob, JobFailed, UnknownModel
 from producer.queues import IO_QUEUE, MAINTENANCE_QUEUE, admission_queue
 from producer.settings import ProducerSettings
@@ -61,14 +61,16 @@ def run_beat(producer: ProducerSettings, worker: WorkerSettings, *, schedule_pat
 
 
 def register(app: Celery, process: IoProcess) -> None:
-    """Add the tasks to the app."""
+    """Add the tasks to the app, and to no other app of this process (`shared`)."""
     _register_requests(app, process)
     _register_maintenance(app, process)
 
 
 def _register_requests(app: Celery, process: IoProcess) -> None:
     # Not shown as started: it only begins to wait, or, if sent twice, has ended long ago.
-    @app.task(name=GENERATE_TASK, bind=True, track_started=False)  # type: ignore[untyped-decorator]
+    @app.task(  # type: ignore[untyped-decorator]
+        name=GENERATE_TASK, bind=True, track_started=False, shared=False
+    )
     def admit_task(task: Any, *arguments: object, **named: object) -> None:
         fields = only_argument(arguments, named)
         try:
@@ -77,11 +79,15 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
             raise show_failed(task, task.request.id, failure) from None
         raise Ignore  # the job goes on elsewhere under the same id: store no result for it here
 
-    @app.task(name=CANCEL_TASK)  # type: ignore[untyped-decorator]
+    @app.task(name=CANCEL_TASK, shared=False)  # type: ignore[untyped-decorator]
     def cancel_task(job_id: str) -> bool:
         return process.cancellation.cancel(job_id)
 
-    @app.task(name=DELIVER_TASK)  # type: ignore[untyped-decorator]
+    @app.task(name=SIGN_TASK, ignore_result=True, shared=False)  # type: ignore[untyped-decorator]
+    def sign_task(job_id: str, token: str) -> None:
+        process.image_urls.answer(UUID(job_id), token)
+
+    @app.task(name=DELIVER_TASK, shared=False)  # type: ignore[untyped-decorator]
     def deliver_task(delivery_id: str) -> dict[str, int]:
         return deliver_first(process, UUID(delivery_id))
 
@@ -91,7 +97,9 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
     settings = process.settings
 
     def periodic(name: str, work: Callable[[], dict[str, Any]]) -> None:
-        @app.task(name=name, send_events=False, ignore_result=True)  # type: ignore[untyped-decorator]
+        @app.task(  # type: ignore[untyped-decorator]
+            name=name, send_events=False, ignore_result=True, shared=False
+        )
         def periodic_task() -> dict[str, Any]:
             return _logged(name, work)
 

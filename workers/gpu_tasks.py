@@ -181,11 +181,15 @@ def _refuse(
 
 
 def _end_before(process: GpuProcess, job_id: UUID) -> JobResult:
-    """Tell how the job ended before; raises celery's Ignore where another worker holds it."""
+    """Tell how the job ended before; raises celery's Ignore where another worker holds it.
+
+    Also in the trace: a job submitted again after its trace expired has a new one, that waits.
+    """
     bench = process.bench
     result = bench.patience.outlast(lambda: bench.ledger.result(job_id))
     if result is None:
         raise Ignore
+    bench.announcer.announce(result)
     return result
 
 

@@ -28,6 +28,7 @@ from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.cancellation import Cancellation
 from workers.delivery.deliver import DeliverySettings
+from workers.image_urls import ImageUrls
 from workers.ledger import Ledger
 from workers.process_settings import ProcessSettings
 from workers.rescuer import Rescuer
@@ -51,6 +52,7 @@ class IoProcess:
     cancellation: Cancellation
     rescuer: Rescuer
     delivery: DeliverySettings
+    image_urls: ImageUrls
     first_deliveries: threading.Semaphore  #: how many nudged webhooks may be sent at once
 
 
@@ -124,6 +126,13 @@ def _compose(
             grace_s=settings.worker.resend_grace_s,
         ),
         delivery=_delivery_settings(settings.worker),
+        image_urls=ImageUrls(
+            ledger=ledger,
+            objects=objects,
+            connection=connection,
+            url_lifetime_s=settings.worker.image_url_lifetime_s,
+            public_url=settings.worker.public_s3_url,
+        ),
         first_deliveries=threading.BoundedSemaphore(_FIRST_DELIVERIES_MAX),
     )
 

@@ -20,9 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fleet.commands.console import Output
-from producer.client import RESTART_PATIENCE_S, Client
+from producer.client import Client
 from producer.contract import Status
 from producer.errors import WaitTimeout
+from producer.following import RESTART_PATIENCE_S
 from producer.result import JobResult
 from producer.trace import Trace
 
@@ -42,7 +43,7 @@ def follow(
     client: Client, job_ids: Sequence[str], output: Output, *, timeout_s: float | None
 ) -> list[Trace]:
     """Show a bar of steps until all jobs have ended; raises WaitTimeout, UnknownJob."""
-    traces = {job_id: client.status(job_id) for job_id in job_ids}
+    traces = {trace.job_id: trace for trace in client.statuses(job_ids)}
     give_up_at = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
     with _progress_bar(output) as bar:
         task = bar.add_task("", total=_steps_asked(traces.values()))
@@ -54,11 +55,12 @@ def follow(
             )
             waiting = [job_id for job_id, t in traces.items() if not t.status.is_terminal]
             if not waiting:
-                return [traces[job_id] for job_id in job_ids]
+                return list(traces.values())
             if time.monotonic() > give_up_at:
                 raise WaitTimeout(waiting[0], timeout_s or 0.0, traces[waiting[0]].status)
             time.sleep(POLL_S)
-            traces.update({j: client.status(j, patience_s=RESTART_PATIENCE_S) for j in waiting})
+            found = client.statuses(waiting, patience_s=RESTART_PATIENCE_S)
+            traces.update({trace.job_id: trace for trace in found})
 
 
 def show_finished(jobs: Sequence[FinishedJob], output: Output) -> None:

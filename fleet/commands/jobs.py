@@ -14,9 +14,10 @@ from fleet.commands.image_files import ImageFiles
 from fleet.commands.job_file import JobLine
 from fleet.commands.job_request import check_jobs, read_metadata, read_webhook, requested_jobs
 from fleet.commands.job_view import FinishedJob, as_json, follow, show_finished, show_status
-from producer.client import Client, JobHandle
+from producer.client import Client
 from producer.contract import CacheMode, GenerationJob, Priority, Status
 from producer.errors import ProducerError
+from producer.handle import JobHandle
 from producer.trace import Trace
 
 app = typer.Typer()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from producer.client import Client, JobHandle
+from producer.client import Client
 from producer.contract import Status
+from producer.handle import JobHandle
 from producer.settings import ProducerSettings
 from tests.acceptance.fleet_process import (
     PROJECT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import http.server
@@ -18,7 +19,7 @@ import pytest
 import redis
 
 from producer.broker import open_connection
-from producer.client import Client, JobHandle
+from producer.client import Client
 from producer.contract import CacheOutcome, ErrorCode, GenerationJob, Status
 from producer.errors import (
     BrokerUnavailable,
@@ -32,6 +33,7 @@ from producer.errors import (
     UnknownModel,
     WaitTimeout,
 )
+from producer.handle import JobHandle
 from producer.models import ModelTable, ServedModel
 from producer.queues import bucket_queue
 from producer.result import CacheReport, JobError, JobResult, Steps, StoredImage
@@ -210,6 +212,53 @@ def test_wait_and_progress_follow_a_job_to_its_result(client: Client, traces: Tr
     assert Progress(steps_done=10, steps_asked=20) in [trace.progress for trace in seen]
 
 
+def test_jobs_come_as_they_end_however_they_end(client: Client, traces: Traces) -> None:
+    first, second, third = client.submit("a fox", seeds=[1, 2, 3])
+    looks: list[int] = []
+    results = client.as_completed(
+        [first, second, third, second], timeout_s=10, on_look=lambda left: looks.append(len(left))
+    )
+    traces.mark_finished(succeeded(third.job_id))
+    assert next(results) == succeeded(third.job_id)
+    cancelled = JobResult(job_id=first.job_id, status=Status.CANCELLED, attempt=0)
+    traces.mark_finished(cancelled)
+    assert next(results) == cancelled
+    traces.mark_finished(succeeded(second.job_id))
+    assert list(results) == [succeeded(second.job_id)]
+    assert looks[0] == 3
+    with pytest.raises(WaitTimeout, match="still submitted"):
+        list(client.as_completed([client.submit("a fox")], timeout_s=0.1))
+    with pytest.raises(UnknownJob):
+        list(client.as_completed([uuid.uuid4()]))
+
+
+def test_many_jobs_are_asked_after_at_once(client: Client, broker_url: str) -> None:
+    with Client(ProducerSettings(broker_url=broker_url)) as roomy:
+        handles = roomy.submit_many(["a fox"] * 1_001)
+        traces = roomy.statuses(handles)
+        assert roomy.known([*handles, uuid.uuid4()]) == {handle.job_id for handle in handles}
+    assert [trace.job_id for trace in traces] == [handle.job_id for handle in handles]
+
+
+def test_a_client_inside_asyncio_does_not_hold_up_its_loop(client: Client, traces: Traces) -> None:
+    """The loop itself ends the job while the client waits for it: else nobody would."""
+
+    async def submit_and_wait() -> JobResult:
+        handle = await asyncio.to_thread(client.submit, "a fox")
+        waiting = asyncio.create_task(asyncio.to_thread(handle.wait, 30))
+        progress = handle.progress(timeout_s=30)
+        seen = await asyncio.to_thread(next, progress)
+        assert seen.status is Status.SUBMITTED
+        assert not waiting.done()
+        traces.mark_finished(succeeded(handle.job_id))
+        last = await asyncio.to_thread(next, progress)
+        assert last.status is Status.SUCCEEDED
+        return await waiting
+
+    result = asyncio.run(submit_and_wait())
+    assert result.status is Status.SUCCEEDED
+
+
 def test_a_job_without_an_image_raises_what_became_of_it(client: Client, traces: Traces) -> None:
     failed, cancelled = client.submit("a fox"), client.submit("a fox")
     error = JobError(code=ErrorCode.OUT_OF_MEMORY, message="the batch did not fit")
@@ -316,6 +365,12 @@ def test_an_image_is_downloaded_by_its_url_and_checked(client: Client) -> None:
         missing = image.model_copy(update={"url": f"{address}/b.png"})
         with pytest.raises(ImageUnavailable, match="answers 404: the image is past its retention"):
             client.image(succeeded(job_id, image=missing))
+    with pytest.raises(ImageUnavailable, match="has no image: it is succeeded"):
+        client.image(succeeded(job_id))
+    with pytest.raises(ImageUnavailable, match="has no image yet: it is submitted"):
+        client.submit("a fox").image_url()
+    with pytest.raises(ImageUnavailable, match=r"no io worker signed .* within 0\.2 s"):
+        client.image_url(succeeded(job_id, image=image), timeout_s=0.2)
     with pytest.raises(ImageUnavailable, match="cannot be reached"):
         client.image(succeeded(job_id, image=image))
     with pytest.raises(ImageUnavailable, match="must be http or https"):

@@ -164,6 +164,18 @@ def test_a_job_that_ended_is_not_done_twice(process: GpuProcess) -> None:
     assert run(process, fox(), first.job_id) == first
 
 
+def test_a_job_sent_again_after_its_trace_expired_is_shown_as_it_ended(
+    process: GpuProcess, settings: ProcessSettings
+) -> None:
+    first = run(process, fox())
+    sent = GenerationJob.from_wire(fox())
+    with closing(open_connection(settings.producer.broker_url)) as connection:
+        traces = Traces(connection, retention_s=60)
+        traces.create(first.job_id, sent, payload_hash=sent.payload_hash, queue=QUEUE)
+        run(process, fox(), first.job_id)
+        assert traces.read(first.job_id).result == first
+
+
 def test_a_message_of_a_job_that_was_cancelled_tells_its_end_again(process: GpuProcess) -> None:
     """It lay in its queue, and Celery has shown it as started by now."""
     job_id = str(uuid.uuid4())
