@@ -153,8 +153,8 @@ class Client:
 
     def known(self, job_ids: Sequence[JobId]) -> set[str]:
         """Ids of those of the jobs that were submitted, and are not past their retention."""
-        found = self._read([checked_id(job_id) for job_id in job_ids])
-        return {trace.job_id for trace in found if trace is not None}
+        with naming_broker(self._broker_url):
+            return self._traces.known([checked_id(job_id) for job_id in job_ids])
 
     def _read(self, job_ids: Sequence[str]) -> list[Trace | None]:
         with naming_broker(self._broker_url):

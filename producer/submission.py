@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -77,14 +78,21 @@ def prepare(
     )
 
 
-def check_room(submissions: Iterable[Submission], traces: Traces, *, queue_length_max: int) -> None:
-    """Raise QueueFull unless all of them fit now, so that none is sent in vain."""
-    needed: dict[tuple[str, Any], int] = {}
-    for submission in submissions:
-        place = submission.queue, submission.job.priority
-        needed[place] = needed.get(place, 0) + 1
+def check_room(submissions: Sequence[Submission], traces: Traces, *, queue_length_max: int) -> None:
+    """Raise QueueFull unless all of them fit now, so that none is sent in vain.
+
+    Those that are there already need no room.
+    """
+    if len(submissions) == 1:
+        return  # `send` looks itself
+    known = traces.known([submission.job_id for submission in submissions])
+    needed = Counter(
+        (submission.queue, submission.job.priority)
+        for submission in submissions
+        if submission.job_id not in known
+    )
     for (queue, priority), count in needed.items():
-        if count > 1 and traces.num_waiting(queue, priority) + count > queue_length_max:
+        if traces.num_waiting(queue, priority) + count > queue_length_max:
             raise QueueFull(queue, queue_length_max)
 
 

@@ -162,16 +162,25 @@ class Traces:
 
     def read_many(self, job_ids: Sequence[str]) -> list[Trace | None]:
         """Tell what is known of each job, None where that is nothing."""
-        found: list[Trace | None] = []
+        answers = self._ask_of_each(job_ids, lambda pipeline, key: pipeline.hgetall(key))
+        return [
+            _to_trace(job_id, fields) if "list" in fields else None
+            for job_id, fields in zip(job_ids, answers, strict=True)
+        ]
+
+    def known(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the jobs that have a trace."""
+        answers = self._ask_of_each(job_ids, lambda pipeline, key: pipeline.hexists(key, "list"))
+        return {job_id for job_id, is_there in zip(job_ids, answers, strict=True) if is_there}
+
+    def _ask_of_each(
+        self, job_ids: Sequence[str], ask: Callable[[redis.client.Pipeline, str], object]
+    ) -> Iterator[Any]:
         for start in range(0, len(job_ids), _READ_AT_ONCE):
-            part = job_ids[start : start + _READ_AT_ONCE]
             with self._connection.pipeline(transaction=False) as pipeline:
-                for job_id in part:
-                    pipeline.hgetall(_key(job_id))
-                answers = pipeline.execute()
-            for job_id, fields in zip(part, answers, strict=True):
-                found.append(_to_trace(job_id, fields) if "list" in fields else None)
-        return found
+                for job_id in job_ids[start : start + _READ_AT_ONCE]:
+                    ask(pipeline, _key(job_id))
+                yield from pipeline.execute()
 
     def num_ahead(self, trace: Trace, *, beside: Sequence[str] = ()) -> int:
         """How many jobs are to be claimed before this one; 0 when it does not wait.

@@ -1,16 +1,25 @@
-"""A file of jobs: JSON Lines, one job of the wire form a line."""
+"""A file of jobs: JSON Lines, one job of the wire form a line.
+
+A job that names no id gets one made of the file's path, the job, and how many equal ones stand
+above it. So a second run of the same file, also of one that was added to or sorted anew, sends the
+same jobs, and the fleet takes only those that it does not have.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fleet.commands.console import UsageProblem
 from producer.contract import GenerationJob
 from producer.errors import InvalidJob
+
+_IDS: Final = uuid.UUID("5b4d3c1e-6c5f-4f0e-9d53-2f1a7c0f6e21")  # of uuid5, drawn once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +43,23 @@ def read_job_file(path: Path, defaults: Mapping[str, Any]) -> list[JobLine]:
     if not jobs:
         raise UsageProblem(f"--file {path}: holds no jobs; expected one JSON object a line")
     return jobs
+
+
+def with_lasting_ids(
+    path: Path, lines: Sequence[JobLine], *, default_namespace: str
+) -> list[JobLine]:
+    """Give each job without an id the one that it gets at every run of the file."""
+    num_equal: Counter[str] = Counter()
+    given: list[JobLine] = []
+    for line in lines:
+        job = line.job
+        if job.job_id is None:
+            namespace = job.namespace if "namespace" in job.model_fields_set else default_namespace
+            what = f"{path.resolve()}\n{namespace}\n{job.payload_hash}"
+            num_equal[what] += 1
+            job = job.model_copy(update={"job_id": uuid.uuid5(_IDS, f"{what}\n{num_equal[what]}")})
+        given.append(replace(line, job=job))
+    return given
 
 
 def _jobs(path: Path, lines: list[bytes], defaults: Mapping[str, Any]) -> Iterator[JobLine]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fleet.commands.connection import client_settings
-from fleet.commands.console import FAILED, JsonOption, Output
+from fleet.commands.console import FAILED, JsonOption, Output, UsageProblem
 from fleet.commands.image_files import ImageFiles
-from fleet.commands.job_file import JobLine
+from fleet.commands.job_file import JobLine, with_lasting_ids
 from fleet.commands.job_request import check_jobs, read_metadata, read_webhook, requested_jobs
 from fleet.commands.job_view import FinishedJob, as_json, follow, show_finished, show_status
 from producer.client import Client
@@ -63,12 +64,13 @@ def submit(
     metadata: Annotated[list[str] | None, _in(JOB, "KEY=VALUE, returned as sent.")] = None,
     webhook_url: Annotated[str | None, _in(CALLBACK, "Called when the job ends.")] = None,
     webhook_endpoint: Annotated[str | None, _in(CALLBACK, "A registered endpoint.")] = None,
+    again: Annotated[bool, _flag("--again", JOB, "Of a file, also what was sent.")] = False,
     wait: Annotated[bool, _flag("--wait", WAITING, "Until all jobs have ended.")] = False,
     out: OutOption = None,
     timeout_s: TimeoutOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Send a prompt, or a file of jobs."""
+    """Send a prompt, or a file of jobs; a second run of a file sends only what is missing."""
     given = {
         "prompt": prompt,
         "seed": seed,
@@ -88,8 +90,15 @@ def submit(
         "webhook": read_webhook(webhook_url, webhook_endpoint),
     }
     fields = {name: value for name, value in given.items() if value is not None}
-    lines = requested_jobs(fields, file, seeds)
-    return _submit(lines, Output(as_json=json), is_waiting=wait, out=out, timeout_s=timeout_s)
+    if again and file is None:
+        raise UsageProblem("--again goes with --file: a PROMPT is a new job each time")
+    request = Request(
+        lines=requested_jobs(fields, file, seeds),
+        resumed_file=None if again else file,
+        is_waiting=wait or out is not None,
+        timeout_s=timeout_s,
+    )
+    return _submit(request, Output(as_json=json), out)
 
 
 @app.command(rich_help_panel="Jobs")
@@ -138,30 +147,55 @@ def cancel(job_id: JobIdArgument, json: JsonOption = False) -> None:
     output.finish({"job_id": job_id, "is_asked": is_asked, "status": state})
 
 
-def _submit(
-    lines: list[JobLine],
-    output: Output,
-    *,
-    is_waiting: bool,
-    out: Path | None,
-    timeout_s: float | None,
-) -> int:
-    files = _checked_files(out, num_jobs=len(lines))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `submit` was asked to do."""
+
+    lines: list[JobLine]
+    resumed_file: Path | None  #: the file whose jobs keep their ids from run to run
+    is_waiting: bool
+    timeout_s: float | None
+
+
+def _submit(request: Request, output: Output, out: Path | None) -> int:
+    files = _checked_files(out, num_jobs=len(request.lines))
     settings = client_settings()
+    lines = request.lines
+    if request.resumed_file is not None:
+        lines = with_lasting_ids(request.resumed_file, lines, default_namespace=settings.namespace)
     with Client(settings) as client:
         check_jobs(client, settings, lines)
+        known = client.known([line.job.job_id for line in lines if line.job.job_id is not None])
         job_ids = _send(client, [line.job for line in lines], output)
-        if not is_waiting and files is None:
-            for job_id in job_ids:
-                output.rich.print(job_id)
-            output.finish({"jobs": [{"job_id": i, "status": "submitted"} for i in job_ids]})
+        _tell_known(len(known), len(lines), output)
+        if not request.is_waiting:
+            _show_sent(client, job_ids, known, output)
             return 0
         # Whoever interrupts the wait can come back to it.
         for job_id in job_ids:
             output.notes.print("submitted", job_id)
-        finished = _finish(client, job_ids, output, files, timeout_s)
-    output.finish({"jobs": [as_json(job) for job in finished]})
+        finished = _finish(client, job_ids, output, files, request.timeout_s)
+    jobs = [as_json(job) | {"is_new": job.result.job_id not in known} for job in finished]
+    output.finish({"jobs": jobs})
     return 0 if all(job.result.status is Status.SUCCEEDED for job in finished) else FAILED
+
+
+def _tell_known(num_known: int, num_jobs: int, output: Output) -> None:
+    if num_known:
+        hint = "; --again sends them once more" if num_jobs > 1 else ""
+        output.notes.print(f"{num_known} of {num_jobs} jobs were sent before{hint}")
+
+
+def _show_sent(client: Client, job_ids: list[str], known: set[str], output: Output) -> None:
+    for job_id in job_ids:
+        output.rich.print(job_id)
+    if not output.is_json:
+        return
+    jobs = [
+        {"job_id": trace.job_id, "status": trace.status, "is_new": trace.job_id not in known}
+        for trace in client.statuses(job_ids)
+    ]
+    output.finish({"jobs": jobs})
 
 
 def _send(client: Client, jobs: list[GenerationJob], output: Output) -> list[str]:

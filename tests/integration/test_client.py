@@ -188,6 +188,9 @@ def test_a_full_queue_refuses_a_job_and_a_batch_as_a_whole(
         client.submit("a fox")
     assert client.submit("a fox", job_id=job_ids[0]).job_id == job_ids[0]
     client.submit("a fox", priority="interactive")
+    sent_before = [{"prompt": "a fox", "job_id": job_id} for job_id in job_ids]
+    assert [handle.job_id for handle in client.submit_many(sent_before)] == job_ids
+    assert len(messages(broker)) == 10
 
 
 def test_wait_and_progress_follow_a_job_to_its_result(client: Client, traces: Traces) -> None:

@@ -21,14 +21,16 @@ import redis
 
 from fleet.cli import COMMANDS, main
 from producer.broker import open_connection
-from producer.contract import CacheOutcome, ErrorCode, Status
+from producer.contract import CacheOutcome, ErrorCode, Priority, Status
 from producer.models import ModelTable
+from producer.queues import bucket_queue
 from producer.result import CacheReport, JobError, JobResult, Steps, StoredImage, Timings
-from producer.trace import Progress, Traces
+from producer.trace import Progress, Traces, list_name
 from tests.served_models import SMALL
 
 PROJECT = Path(__file__).resolve().parents[3]
 PNG = b"\x89PNG of a fox"
+WAITING = list_name(bucket_queue("small", "default", 8), Priority.STANDARD)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -286,6 +288,64 @@ def test_a_file_takes_its_defaults_from_the_options(
     code, out, _ = run("submit", "--file", str(file), "--user", "ada")
     assert code == 0
     assert [traces.read(i).job["user"] for i in out.split()] == ["ada", "bob"]
+
+
+def test_a_second_run_of_a_file_sends_only_what_is_missing(
+    run: Run, broker: redis.Redis, tmp_path: Path
+) -> None:
+    file = tmp_path / "jobs.jsonl"
+    fox, wolf = '{"prompt": "a fox"}\n', '{"prompt": "a wolf"}\n'
+    file.write_text(fox + fox)  # twice the same is two jobs
+    code, out, err = run("submit", "--file", str(file))
+    first = out.split()
+    assert (code, len(set(first)), err) == (0, 2, "")
+
+    file.write_text(wolf + fox + fox)
+    code, out, err = run("submit", "--file", str(file), "--json")
+    jobs = last_json(out)["jobs"]
+    assert code == 0
+    assert [job["job_id"] for job in jobs][1:] == first
+    assert [job["is_new"] for job in jobs] == [True, False, False]
+    assert {job["status"] for job in jobs} == {"submitted"}
+    assert "2 of 3 jobs were sent before; --again sends them once more" in err
+    assert num_keys(broker) == broker.zcard(f"nirvana:waiting:{WAITING}") == 3
+
+
+def test_what_was_sent_before_is_sent_again_when_asked_or_in_another_way(
+    run: Run, broker: redis.Redis, tmp_path: Path
+) -> None:
+    file, copy = tmp_path / "jobs.jsonl", tmp_path / "other.jsonl"
+    for path in (file, copy):
+        path.write_text('{"prompt": "a fox"}\n')
+    once = ("submit", "--file", str(file))
+    for arguments in (once, once, (*once, "--again"), ("submit", "--file", str(copy))):
+        assert run(*arguments)[0] == 0
+    for options in (("--seed", "7"), ("--namespace", "acme")):
+        assert run(*once, *options)[0] == 0
+    assert num_keys(broker) == 5
+    assert run("submit", "a fox", "--again")[::2] == (
+        2,
+        "nirvana: --again goes with --file: a PROMPT is a new job each time\n",
+    )
+
+
+def test_a_file_that_was_sent_in_part_is_finished_by_a_second_run(
+    run: Run, broker: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue fills up between the check and the sending; nothing is sent twice."""
+    file = tmp_path / "jobs.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"fox {n}"}) + "\n" for n in range(4)))
+    monkeypatch.setenv("NIRVANA_QUEUE_LENGTH_MAX", "2")
+    monkeypatch.setattr("producer.client.check_room", lambda *args, **fields: None)
+    code, _, err = run("submit", "--file", str(file))
+    assert code == 1
+    assert "sent 2 of 4 jobs:" in err
+    assert "is full: 2 jobs wait at this priority" in err
+    monkeypatch.setenv("NIRVANA_QUEUE_LENGTH_MAX", "100")
+    code, out, _ = run("submit", "--file", str(file), "--json")
+    assert code == 0
+    assert [job["is_new"] for job in last_json(out)["jobs"]] == [False, False, True, True]
+    assert num_keys(broker) == 4
 
 
 def test_wait_writes_the_image_and_tells_what_the_cache_did(
