@@ -5,16 +5,21 @@ The import hook stands for an environment without them, which takes minutes to b
 
 from __future__ import annotations
 
+import email
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from producer.broker import open_connection
 from producer.contract import Status
@@ -128,3 +133,46 @@ def test_every_package_of_the_extras_is_forbidden_here() -> None:
     names = {requirement.split(">")[0].split("[")[0].split("=")[0] for requirement in needed}
     imported = {name.replace("-", "_") for name in names - {"pillow"}} | {"PIL"}
     assert imported <= set(FORBIDDEN)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The distribution as `make wheel` builds it, from a copy: setuptools writes into the tree."""
+    tree, out = tmp_path_factory.mktemp("tree") / "project", tmp_path_factory.mktemp("dist")
+    shutil.copytree(
+        PROJECT,
+        tree,
+        ignore=shutil.ignore_patterns(".*", "tests", "build", "dist", "*.egg-info", "__pycache__"),
+    )
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+    built = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout[-2_000:] + built.stderr[-2_000:]
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_the_wheel_alone_requires_neither_torch_nor_a_database_driver(wheel: Path) -> None:
+    """Followed through what is installed here: each package, and what it requires in turn."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        described = email.message_from_bytes(archive.read(name))
+    found: set[str] = set()
+    waiting = described.get_all("Requires-Dist") or []
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        package = requirement.name.lower().replace("-", "_")
+        if package not in found:
+            found.add(package)
+            waiting += metadata.requires(requirement.name) or []
+    assert {"celery", "redis", "pydantic", "typer"} <= found
+    assert not found & {name.lower() for name in FORBIDDEN}
+
+
+def test_the_wheel_has_types_and_the_command(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (entry_points,) = (n for n in names if n.endswith("entry_points.txt"))
+        assert b"nirvana = fleet.cli:main" in archive.read(entry_points)
+    assert {"producer/py.typed", "producer/client.py", "fleet/commands/jobs.py"} <= names
