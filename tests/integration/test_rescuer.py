@@ -191,7 +191,8 @@ def test_a_job_that_kills_every_worker_fails(bench: Bench) -> None:
 
 def test_a_job_past_its_deadline_ends_unstarted(bench: Bench) -> None:
     submitted_at = datetime.fromtimestamp(bench.clock(), UTC).isoformat()
-    job_id = bench.submit(deadline_s=60, submitted_at=submitted_at)
+    hook = {"url": "https://example.com/hook"}
+    job_id = bench.submit(deadline_s=60, submitted_at=submitted_at, webhook=hook)
     assert bench.rescuer.run() == NOTHING
     bench.clock.now += 61
     assert bench.rescuer.run().expired == 1
@@ -199,6 +200,9 @@ def test_a_job_past_its_deadline_ends_unstarted(bench: Bench) -> None:
     assert result is not None
     assert result.error is not None
     assert result.error.code is ErrorCode.DEADLINE_EXCEEDED
+    with bench.engine.connect() as connection:
+        deliveries = connection.execute(text("SELECT job_id, event FROM webhook_deliveries"))
+        assert [(str(of), event) for of, event in deliveries] == [(job_id, "job.failed")]
 
 
 def test_a_waiting_job_is_cancelled_where_it_waits(bench: Bench) -> None:
