@@ -70,6 +70,12 @@ COMMANDS: Final = {
     ),
     "characterize": _log("Show the reuse that a prompt log holds."),
     "simulate": _log("Replay a prompt log through caches of several policies and sizes."),
+    "calibrate": Command(
+        summary="Measure a model's thresholds on a prompt log.",
+        module="fleet.commands.calibrate",
+        panel="Prompt logs",
+        extra="gpu,evaluation",
+    ),
     "worker": _part("Run a worker: gpu or io.", "gpu"),
     "beat": _part("Run the periodic tasks' clock.", "io"),
     "flower": _part("Run the monitoring page.", "fleet"),
