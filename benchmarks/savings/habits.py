@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,12 @@ class Habits:
     @classmethod
     def read(cls, path: Path = FILE) -> Self:
         """Read the file."""
-        given = json.loads(path.read_text("utf-8"))
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        given: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        named: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
+        return cls(**named)
 
 
 def measure(prompts: Sequence[str], users: Sequence[int], *, source: str) -> Habits:
