@@ -68,6 +68,12 @@ COMMANDS: Final = {
         panel="The cache",
         extra="io",
     ),
+    "report": Command(
+        summary="Show what the cache has saved, as a page too.",
+        module="fleet.commands.report",
+        panel="The cache",
+        extra="io,evaluation",
+    ),
     "characterize": _log("Show the reuse that a prompt log holds."),
     "simulate": _log("Replay a prompt log through caches of several policies and sizes."),
     "calibrate": Command(
