@@ -117,7 +117,7 @@ def _post(
     message: Message, *, network: Network, timeout_s: float, now: datetime
 ) -> tuple[httpcore.Response, bytes]:
     """Post it; returns the answer and the first bytes of its body."""
-    url = _parsed(message.url)
+    url = parse_url(message.url)
     with (
         network.connections(timeout_s=timeout_s) as connections,
         connections.stream(
@@ -132,7 +132,8 @@ def _post(
         return answer, _beginning(answer)
 
 
-def _parsed(text: str) -> httpx.URL:
+def parse_url(text: str) -> httpx.URL:
+    """Read a url that webhooks can be sent to; raises UrlRefused."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
