@@ -80,6 +80,11 @@ COMMANDS: Final = {
         panel="The queue's edges",
         extra="io",
     ),
+    "dead": Command(
+        summary="See messages that no worker could read; retry or drop them.",
+        module="fleet.commands.dead",
+        panel="The queue's edges",
+    ),
     "characterize": _log("Show the reuse that a prompt log holds."),
     "simulate": _log("Replay a prompt log through caches of several policies and sizes."),
     "calibrate": Command(
