@@ -68,6 +68,12 @@ COMMANDS: Final = {
         panel="The cache",
         extra="io",
     ),
+    "forget": Command(
+        summary="Remove all of a job, a user or a namespace.",
+        module="fleet.commands.forget",
+        panel="The cache",
+        extra="io",
+    ),
     "characterize": _log("Show the reuse that a prompt log holds."),
     "simulate": _log("Replay a prompt log through caches of several policies and sizes."),
     "calibrate": Command(
