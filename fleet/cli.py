@@ -85,6 +85,12 @@ COMMANDS: Final = {
         module="fleet.commands.dead",
         panel="The queue's edges",
     ),
+    "forget": Command(
+        summary="Remove all of a job, a user or a namespace.",
+        module="fleet.commands.forget",
+        panel="The cache",
+        extra="io",
+    ),
     "characterize": _log("Show the reuse that a prompt log holds."),
     "simulate": _log("Replay a prompt log through caches of several policies and sizes."),
     "calibrate": Command(

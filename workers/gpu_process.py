@@ -27,6 +27,7 @@ from workers.denoising.threads import run_apart
 from workers.denoising.warm_up import warm_up
 from workers.generate import Workbench
 from workers.images import Images
+from workers.job_records import JobRecords
 from workers.leases import LeaseKeeper
 from workers.ledger import Ledger
 from workers.loading import choose_device, describe_models, open_pool
@@ -48,6 +49,7 @@ class GpuProcess:
     models: ServedModels
     unclaimed: UnclaimedJobs
     publisher: Publisher
+    records: JobRecords
 
 
 @contextmanager
@@ -131,6 +133,7 @@ def _compose(
         models=models,
         unclaimed=UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher),
         publisher=publisher,
+        records=JobRecords(connection, traces, app),
     )
 
 

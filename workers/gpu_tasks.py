@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from uuid import UUID
 
+import redis
 from celery import Celery, signals
 from celery.exceptions import Ignore
 
@@ -133,6 +134,7 @@ def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) ->
         return _end_before(process, job_id)
     except ClaimLost as error:
         logger.info("%s", error, extra={"job_id": task_id})
+        _leave_no_record(process, job_id)
         raise Ignore from error
     except (StorageUnavailable, EngineClosed) as error:
         logger.error("left to the rescuer: %s", error, extra={"job_id": task_id})
@@ -177,12 +179,29 @@ def _refuse(
 
 
 def _end_before(process: GpuProcess, job_id: UUID) -> JobResult:
-    """Tell how the job ended before; raises celery's Ignore where another worker holds it."""
+    """Tell how the job ended before.
+
+    Raises celery's Ignore where another worker holds it, or it was forgotten.
+    """
     bench = process.bench
     result = bench.patience.outlast(lambda: bench.ledger.result(job_id))
     if result is None:
+        _leave_no_record(process, job_id)
         raise Ignore
     return result
+
+
+def _leave_no_record(process: GpuProcess, job_id: UUID) -> None:
+    """Remove trace and Celery's result of a job whose row is gone: it was forgotten.
+
+    Celery has just shown the message as started, with the prompt among its arguments.
+    """
+    bench = process.bench
+    try:
+        if not bench.patience.outlast(lambda: bench.ledger.is_known(job_id)):
+            process.records.remove([str(job_id)])
+    except (redis.RedisError, StorageUnavailable) as error:
+        logger.warning("trace left to expire: %s", error, extra={"job_id": str(job_id)})
 
 
 def _queue_of(task: Any) -> str:

@@ -123,7 +123,7 @@ def thresholds(
 @contextmanager
 def opened() -> Iterator[_Opened]:
     """Open the services that the settings name, or those of the fleet on this machine."""
-    settings = CacheSettings.load(**_service_urls())
+    settings = CacheSettings.load(**service_urls())
     database = connect(settings.database_url.get_secret_value(), pool_size=2)
     try:
         with closing(S3Objects.from_url(settings.s3_url.get_secret_value())) as objects:
@@ -132,7 +132,8 @@ def opened() -> Iterator[_Opened]:
         database.dispose()
 
 
-def _service_urls() -> dict[str, object]:
+def service_urls() -> dict[str, object]:
+    """Settings that the fleet of this machine gives, where the environment has none."""
     if os.environ.get("NIRVANA_DATABASE_URL") and os.environ.get("NIRVANA_S3_URL"):
         return {}
     home = load_settings().home
