@@ -46,8 +46,10 @@ def _over_time(found: Savings) -> Plot:
         hits = [_percent(period.num_hits / period.num_jobs) for period in found.by_period]
         axes.plot([p.starts_at for p in _asked(found)], saved, label="steps saved", **style(0))
         axes.plot(times, hits, label="jobs that were hits", **style(1))
-        axes.set(ylabel="%", ylim=(0, 100))
-        axes.tick_params(axis="x", rotation=20)
+        axes.set(ylabel="%", ylim=(0, 100), xlim=(times[0], found.until))
+        locator = axes.xaxis.get_major_locator()
+        dates = import_module("matplotlib.dates")
+        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
         axes.legend(frameon=False)
 
     return draw(
@@ -64,6 +66,7 @@ def _by_k(found: Savings) -> Plot:
         names = [str(k) for k in found.hits_by_k]
         axes.bar(names, list(found.hits_by_k.values()), color="#1b6ca8", width=0.6)
         axes.set(xlabel="steps skipped", ylabel="hits")
+        axes.yaxis.get_major_locator().set_params(integer=True)
 
     return draw("hits-by-k", "Hits by steps skipped", f"{found.num_hits:,} hits.", paint)
 
