@@ -139,6 +139,8 @@ def _delivery_settings(worker: WorkerSettings) -> DeliverySettings:
         timeout_s=worker.webhook_timeout_s,
         allow_private_addresses=worker.webhook_allow_private_addresses,
         default_secret=worker.webhook_secret,
+        # Room for a database that is slow to be told of an attempt's end.
+        lease_s=2 * worker.webhook_timeout_s + 10,
         in_flight_max=worker.webhooks_in_flight_max,
         per_receiver_max=worker.webhooks_per_receiver_max,
     )

@@ -113,7 +113,9 @@ def _receiver(delivery: DeliveryRecord) -> str:
 
 
 def _outcome(past: PastAttempt) -> str:
-    return str(past.status_code) if past.error is None else f"{past.error_kind}: {past.error}"
+    if past.error is None:
+        return str(past.status_code)
+    return f"{past.error_kind}: {past.error.removeprefix('refused: ')}"
 
 
 def _instant(instant: datetime | None) -> str:

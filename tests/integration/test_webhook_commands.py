@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import Engine, select
 
 from fleet.cli import main
 from producer.contract import Webhook
-from tests.unit.delivery.ended_jobs import created_engine, end_job, only_row, run, to
+from tests.unit.delivery.ended_jobs import SETTINGS, created_engine, end_job, only_row, run, to
 from tests.unit.delivery.receiver import receiver, status
 from workers.tables import endpoints
 
@@ -80,6 +81,13 @@ def test_list_of_the_failed_and_of_an_endpoint(engine: Engine, nirvana: Nirvana)
     assert answer_of(nirvana, "list", "--endpoint", "nobody")["deliveries"] == [failed]
     assert answer_of(nirvana, "list", "--endpoint", "other") == {"deliveries": []}
     assert len(answer_of(nirvana, "list")["deliveries"]) == 2
+
+
+def test_a_refusal_is_told_in_few_words(engine: Engine, nirvana: Nirvana) -> None:
+    end_job(engine, Webhook(url="http://10.0.0.1/"))
+    run(engine, replace(SETTINGS, allow_private_addresses=False))
+    _, table = nirvana("list")
+    assert " refused: 10.0.0.1 is not at a public address" in table
 
 
 def test_replay_makes_a_webhook_due_again_under_its_id(engine: Engine, nirvana: Nirvana) -> None:
