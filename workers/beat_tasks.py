@@ -24,6 +24,7 @@ from workers.app import (
     DELIVER_DUE_TASK,
     DELIVER_TASK,
     EVICT_TASK,
+    IO_WORKER_NAME,
     RESCUE_TASK,
     SWEEP_TASK,
     build_app,
@@ -32,6 +33,7 @@ from workers.app import (
 from workers.io_process import CONCURRENCY, IoProcess, io_process
 from workers.process_settings import ProcessSettings
 from workers.settings import WorkerSettings
+from workers.shown import ShownRequest
 from workers.unclaimed import utc_now
 
 logger = logging.getLogger(__name__)
@@ -49,12 +51,14 @@ def serve(settings: ProcessSettings) -> int:
         register(app, process)
         admission_queues = [admission_queue(slug) for slug in settings.worker.model_paths]
         queues = [IO_QUEUE, MAINTENANCE_QUEUE, *admission_queues]
-        return run_worker(app, name="io", queues=queues, concurrency=CONCURRENCY)
+        return run_worker(app, name=IO_WORKER_NAME, queues=queues, concurrency=CONCURRENCY)
 
 
 def run_beat(producer: ProducerSettings, worker: WorkerSettings, *, schedule_path: Path) -> None:
     """Send the periodic tasks until told to stop; exactly one process of a fleet does."""
     app = build_app(producer, worker)
+    # Hidden like the tasks' own events: some a second would push the jobs out of Flower.
+    app.conf.task_send_sent_event = False
     app.Beat(schedule=str(schedule_path), loglevel="WARNING").run()
 
 
@@ -67,7 +71,11 @@ def register(app: Celery, process: IoProcess) -> None:
 def _register_requests(app: Celery, process: IoProcess) -> None:
     # Not shown as started: it only begins to wait, or, if sent twice, has ended long ago.
     @app.task(  # type: ignore[untyped-decorator]
-        name=GENERATE_TASK, bind=True, throws=(JobFailed,), track_started=False
+        name=GENERATE_TASK,
+        bind=True,
+        throws=(JobFailed,),
+        Request=ShownRequest,
+        track_started=False,
     )
     def admit_task(task: Any, *arguments: object, **named: object) -> None:
         fields = only_argument(arguments, named)

@@ -20,7 +20,7 @@ from producer.broker import open_connection
 from producer.models import ModelTable
 from producer.trace import Progress, Traces
 from workers.announcer import Announcer
-from workers.app import Publisher
+from workers.app import Publisher, gpu_worker_name
 from workers.captures import CaptureKeeper
 from workers.denoising.engine import Engine
 from workers.denoising.threads import run_apart
@@ -102,7 +102,10 @@ def _compose(
 ) -> GpuProcess:
     ledger = _open_ledger(settings, stack)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
-    announcer, publisher = Announcer(ledger, traces), Publisher(app)
+    announcer, publisher = (
+        Announcer(ledger, traces),
+        Publisher(app, worker_name=gpu_worker_name(settings.worker)),
+    )
     shipped = read_shipped(settings.worker.model_paths.values())
     cache = stack.enter_context(closing(ApproximateCache.open(settings.cache, shipped=shipped)))
     captures = CaptureKeeper(

@@ -19,9 +19,9 @@ from producer.queues import bucket_queues
 from producer.result import JobResult
 from workers.admission import only_argument, read_job, require_job_id
 from workers.app import (
-    GPU_WORKER_PREFIX,
     as_failure,
     build_app,
+    gpu_worker_name,
     run_worker,
     show_revoked,
     stop_worker,
@@ -34,6 +34,7 @@ from workers.gpu_process import GpuProcess, gpu_process
 from workers.patience import Patience
 from workers.process_settings import ProcessSettings
 from workers.remote_control import cancellations_heard
+from workers.shown import ShownRequest, ShownResult
 from workers.unclaimed import readable_part, utc_now
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def serve(settings: ProcessSettings) -> int:
         with ending_with(process.bench.engine), cancellations_heard(process.bench.leases.stop):
             return run_worker(
                 app,
-                name=f"{GPU_WORKER_PREFIX}{settings.worker.model}",
+                name=gpu_worker_name(settings.worker),
                 queues=[
                     queue
                     for slug in process.models.slugs
@@ -98,14 +99,15 @@ def register(app: Celery, process: GpuProcess) -> None:
         name=GENERATE_TASK,
         bind=True,
         throws=(JobFailed,),
+        Request=ShownRequest,
         shared=False,  # of this process: another app in it is told of another
     )
-    def generate_task(task: Any, *arguments: object, **named: object) -> dict[str, Any]:
+    def generate_task(task: Any, *arguments: object, **named: object) -> ShownResult:
         fields = only_argument(arguments, named)
         result: JobResult = run_job(process, task.request.id, fields, queue=_queue_of(task))
         match result.status:
             case Status.SUCCEEDED:
-                return result.to_wire()
+                return ShownResult(result)
             case Status.CANCELLED:
                 raise show_revoked(task, result.job_id)
             case _:
