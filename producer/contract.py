@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -34,6 +35,7 @@ CANCEL_TASK: Final = "nirvana.cancel"
 PROMPT_CHARACTERS_MAX: Final = 4_000
 SEED_MAX: Final = 2**53 - 1  # the largest integer that JSON numbers carry exactly everywhere
 MESSAGE_BYTES_MAX: Final = 64 * 1024
+_DATE_AND_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 
 
 class Status(StrEnum):
@@ -105,6 +107,13 @@ class EventType(StrEnum):
         return cls(f"job.{status}")
 
 
+def _is_integer(number: object) -> object:
+    """Refuse true and 1.0, which Python takes for 1."""
+    if type(number) is not int:
+        raise ValueError("input should be 1")
+    return number
+
+
 def _is_storable(text: str) -> str:
     """Refuse what neither UTF-8 nor PostgreSQL can hold."""
     if "\x00" in text:
@@ -124,8 +133,9 @@ def _is_plausible(instant: datetime) -> datetime:
 
 
 def _is_written_out(instant: object) -> object:
-    """Refuse numbers, which could be seconds or milliseconds."""
-    if not isinstance(instant, str | datetime):
+    """Refuse numbers, also as text: they could be seconds or milliseconds."""
+    is_written = isinstance(instant, str) and _DATE_AND_TIME.match(instant)
+    if not (is_written or isinstance(instant, datetime)):
         raise ValueError("must be a time as in RFC 3339, such as 2026-11-23T22:00:00Z")
     return instant
 
@@ -192,7 +202,7 @@ class Webhook(WireForm):
 class GenerationJob(WireForm):
     """One image asked for (docs/wire.md). None means the model's own default."""
 
-    version: Literal[1] = WIRE_VERSION
+    version: Annotated[Literal[1], BeforeValidator(_is_integer)] = WIRE_VERSION
     prompt: Prompt
     negative_prompt: NegativePrompt = ""
     model: ModelSlug | None = None
@@ -221,7 +231,7 @@ class GenerationJob(WireForm):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise refusal(error, cls) from None
+            raise refusal(error, cls, fields) from None
 
     @property
     def payload_hash(self) -> str:

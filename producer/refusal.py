@@ -11,11 +11,22 @@ from producer.errors import InvalidJob
 _FIELD_CHARACTERS_MAX: Final = 64
 
 
-def refusal(error: ValidationError, form: type[BaseModel]) -> InvalidJob:
-    """Name the first bad field of `form`."""
+def refusal(error: ValidationError, form: type[BaseModel], sent: dict[str, Any]) -> InvalidJob:
+    """Name the first bad field of `form` in what was sent."""
     problem = error.errors(include_url=False, include_input=False)[0]
-    path = tuple(str(part) for part in problem["loc"])
-    return InvalidJob(_field(path), _reason(_schema(form), path, problem["type"], problem["msg"]))
+    path, kind = tuple(str(part) for part in problem["loc"]), problem["type"]
+    if kind == "string_unicode" and (name := _name_of_no_unicode(sent, path)) is not None:
+        path, kind = (*path, name), "extra_forbidden"
+    return InvalidJob(_field(path), _reason(_schema(form), path, kind, problem["msg"]))
+
+
+def _name_of_no_unicode(sent: dict[str, Any], path: tuple[str, ...]) -> str | None:
+    """Find the unknown name that pydantic does not tell: it says only which object has it."""
+    found: Any = sent
+    for part in path:
+        found = found.get(part) if isinstance(found, dict) else None
+    names = found if isinstance(found, dict) else ()
+    return next((n for n in names if any("\ud800" <= c <= "\udfff" for c in n)), None)
 
 
 def _field(path: tuple[str, ...]) -> str:

@@ -44,7 +44,10 @@ def to_job(job: JobLike, fields: Mapping[str, Any]) -> GenerationJob:
         if not fields:
             return job
         job = job.model_dump(exclude_unset=True)
-    given = job if isinstance(job, Mapping) else {"prompt": job}
+    given: object = {"prompt": job} if isinstance(job, str) else job
+    if not isinstance(given, Mapping):
+        kind = type(given).__name__
+        raise InvalidJob("job", f"must be a prompt, or a job's fields by name, not {kind}")
     return GenerationJob.from_wire({**given, **fields})
 
 

@@ -169,6 +169,17 @@ def as_failure(result: JobResult) -> JobFailed:
     return JobFailed(result.error.code, result.error.message)
 
 
+def show_failed(task: Any, job_id: str, failure: JobFailed) -> Ignore:
+    """Show a failed job as FAILURE to Flower and AsyncResult; raise what this returns.
+
+    Raised itself, Celery would store and show a traceback of ours beside it: to whoever sent the
+    job, a page of our code is no reason.
+    """
+    task.backend.mark_as_failure(job_id, failure, request=task.request)
+    task.send_event("task-failed", exception=repr(failure), traceback="")
+    return Ignore()
+
+
 def show_revoked(task: Any, job_id: str) -> Ignore:
     """Show a cancelled job as REVOKED to Flower and AsyncResult; raise what this returns."""
     task.backend.mark_as_revoked(job_id, reason="cancelled", request=task.request)

@@ -29,6 +29,7 @@ from workers.app import (
     SWEEP_TASK,
     build_app,
     run_worker,
+    show_failed,
 )
 from workers.io_process import CONCURRENCY, IoProcess, io_process
 from workers.process_settings import ProcessSettings
@@ -73,13 +74,15 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
     @app.task(  # type: ignore[untyped-decorator]
         name=GENERATE_TASK,
         bind=True,
-        throws=(JobFailed,),
         Request=ShownRequest,
         track_started=False,
     )
     def admit_task(task: Any, *arguments: object, **named: object) -> None:
         fields = only_argument(arguments, named)
-        admit(process, task.request.id, fields, queue=task.request.delivery_info["routing_key"])
+        try:
+            admit(process, task.request.id, fields, queue=task.request.delivery_info["routing_key"])
+        except JobFailed as failure:
+            raise show_failed(task, task.request.id, failure) from None
         raise Ignore  # the job goes on elsewhere under the same id: store no result for it here
 
     @app.task(name=CANCEL_TASK)  # type: ignore[untyped-decorator]

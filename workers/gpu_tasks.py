@@ -23,6 +23,7 @@ from workers.app import (
     build_app,
     gpu_worker_name,
     run_worker,
+    show_failed,
     show_revoked,
     stop_worker,
 )
@@ -98,28 +99,31 @@ def register(app: Celery, process: GpuProcess) -> None:
     @app.task(  # type: ignore[untyped-decorator]
         name=GENERATE_TASK,
         bind=True,
-        throws=(JobFailed,),
         Request=ShownRequest,
         shared=False,  # of this process: another app in it is told of another
     )
     def generate_task(task: Any, *arguments: object, **named: object) -> ShownResult:
         fields = only_argument(arguments, named)
-        result: JobResult = run_job(process, task.request.id, fields, queue=_queue_of(task))
+        try:
+            result = run_job(process, task.request.id, fields, queue=_queue_of(task))
+        except JobFailed as failure:
+            raise show_failed(task, task.request.id, failure) from None
         match result.status:
             case Status.SUCCEEDED:
                 return ShownResult(result)
             case Status.CANCELLED:
                 raise show_revoked(task, result.job_id)
             case _:
-                raise as_failure(result)
+                raise show_failed(task, result.job_id, as_failure(result))
 
 
 def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) -> JobResult:
     """Run one message to its job's committed end.
 
     Of a job that had ended before the message came, that end, told once more: Celery has shown the
-    message as started. Raises celery's Ignore where nothing is to be stored or told: the job is
-    somebody else's, or stays uncommitted and comes back by the rescuer.
+    message as started. Raises JobFailed for a message whose id is no job's, and celery's Ignore
+    where nothing is to be stored or told: the job is somebody else's, or stays uncommitted and
+    comes back by the rescuer.
     """
     job_id = require_job_id(task_id)
     try:
