@@ -74,6 +74,18 @@ COMMANDS: Final = {
         panel="The cache",
         extra="io",
     ),
+    "report": Command(
+        summary="Show what the cache has saved, as a page too.",
+        module="fleet.commands.report",
+        panel="The cache",
+        extra="io,evaluation",
+    ),
+    "webhooks": Command(
+        summary="See webhooks and every attempt; send one again; register endpoints.",
+        module="fleet.commands.webhooks",
+        panel="The queue's edges",
+        extra="io",
+    ),
     "characterize": _log("Show the reuse that a prompt log holds."),
     "simulate": _log("Replay a prompt log through caches of several policies and sizes."),
     "calibrate": Command(

@@ -29,7 +29,6 @@ from workers.app import (
     build_app,
     run_worker,
 )
-from workers.delivery.deliver import deliver
 from workers.io_process import CONCURRENCY, IoProcess, io_process
 from workers.process_settings import ProcessSettings
 from workers.settings import WorkerSettings
@@ -81,7 +80,7 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
 
     @app.task(name=DELIVER_TASK)  # type: ignore[untyped-decorator]
     def deliver_task(delivery_id: str) -> dict[str, int]:
-        return deliver_first(process, UUID(delivery_id))
+        return {"begun": process.deliverer.send_due(UUID(delivery_id))}
 
 
 def _register_maintenance(app: Celery, process: IoProcess) -> None:
@@ -93,7 +92,7 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
         def periodic_task() -> dict[str, Any]:
             return _logged(name, work)
 
-    periodic(DELIVER_DUE_TASK, lambda: deliver_now(process))
+    periodic(DELIVER_DUE_TASK, lambda: {"begun": process.deliverer.send_due()})
     periodic(RESCUE_TASK, lambda: asdict(process.rescuer.run()))
     periodic(ANNOUNCE_TASK, lambda: {"announced": _announce_due(process)})
     periodic(
@@ -112,22 +111,6 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
             )
         ),
     )
-
-
-def deliver_first(process: IoProcess, delivery_id: UUID) -> dict[str, int]:
-    """Attempt a delivery at once, or leave it to the sweep where many are being attempted."""
-    if not process.first_deliveries.acquire(blocking=False):
-        return {}
-    try:
-        return deliver_now(process, delivery_id)
-    finally:
-        process.first_deliveries.release()
-
-
-def deliver_now(process: IoProcess, delivery_id: UUID | None = None) -> dict[str, int]:
-    """Attempt one delivery, or all that are due."""
-    report = deliver(process.database, process.delivery, now=utc_now(), delivery_id=delivery_id)
-    return asdict(report)
 
 
 def _announce_due(process: IoProcess) -> int:

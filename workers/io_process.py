@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from workers.admission import Admission
 from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.cancellation import Cancellation
-from workers.delivery.deliver import DeliverySettings
+from workers.delivery.deliver import Deliverer, DeliverySettings
 from workers.ledger import Ledger
 from workers.process_settings import ProcessSettings
 from workers.rescuer import Rescuer
@@ -35,8 +34,6 @@ from workers.settings import WorkerSettings
 from workers.unclaimed import UnclaimedJobs
 
 CONCURRENCY: Final = 16
-# Receivers that answer slowly, or never, must leave threads for cancelling and rescuing.
-_FIRST_DELIVERIES_MAX: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +47,7 @@ class IoProcess:
     announcer: Announcer
     cancellation: Cancellation
     rescuer: Rescuer
-    delivery: DeliverySettings
-    first_deliveries: threading.Semaphore  #: how many nudged webhooks may be sent at once
+    deliverer: Deliverer
 
 
 class ValkeyLists:
@@ -81,7 +77,9 @@ def io_process(settings: ProcessSettings, app: Celery) -> Iterator[IoProcess]:
         objects = stack.enter_context(
             closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value()))
         )
-        yield _compose(settings, app, connection, database, objects)
+        process = _compose(settings, app, connection, database, objects)
+        stack.callback(process.deliverer.close)
+        yield process
 
 
 def _compose(
@@ -123,8 +121,7 @@ def _compose(
             attempts_max=settings.worker.attempts_max,
             grace_s=settings.worker.resend_grace_s,
         ),
-        delivery=_delivery_settings(settings.worker),
-        first_deliveries=threading.BoundedSemaphore(_FIRST_DELIVERIES_MAX),
+        deliverer=Deliverer(database, _delivery_settings(settings.worker)),
     )
 
 
@@ -142,4 +139,6 @@ def _delivery_settings(worker: WorkerSettings) -> DeliverySettings:
         timeout_s=worker.webhook_timeout_s,
         allow_private_addresses=worker.webhook_allow_private_addresses,
         default_secret=worker.webhook_secret,
+        in_flight_max=worker.webhooks_in_flight_max,
+        per_receiver_max=worker.webhooks_per_receiver_max,
     )

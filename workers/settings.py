@@ -75,6 +75,10 @@ class WorkerSettings(BaseSettings):
     """One attempt to deliver, all of it."""
     webhook_allow_private_addresses: bool = False
     """Whether webhooks may go to private, loopback and link-local addresses."""
+    webhooks_in_flight_max: int = Field(default=64, ge=1, le=1_024)
+    """Webhooks that one io worker sends at once."""
+    webhooks_per_receiver_max: int = Field(default=8, ge=1, le=1_024)
+    """Of them, to one endpoint, or to one host and port of a namespace's urls."""
 
     rescue_every_s: float = Field(default=2.0, gt=0)
     """How often lost jobs are looked for."""

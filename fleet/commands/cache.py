@@ -42,7 +42,7 @@ class _Opened:
 def stats(as_json: JsonOption = False) -> None:
     """Show what the cache holds, and the steps it has saved."""
     output = Output(as_json=as_json)
-    with _opened() as cache:
+    with opened() as cache:
         found = cache_stats(cache.database, capacity_bytes=cache.settings.cache_capacity_bytes)
     output.rich.print(_scope_table(found))
     output.rich.print(_step_table(found))
@@ -58,7 +58,7 @@ def stats(as_json: JsonOption = False) -> None:
 def evict(as_json: JsonOption = False) -> None:
     """Evict now what beat would evict at its next run."""
     output = Output(as_json=as_json)
-    with _opened() as cache:
+    with opened() as cache:
         report = run_eviction(cache.database, cache.objects, cache.settings, now=datetime.now(UTC))
     output.rich.print(
         f"evicted {report.evicted_states:,} states, expired {report.expired_states:,} "
@@ -71,7 +71,7 @@ def evict(as_json: JsonOption = False) -> None:
 def sweep(repair: RepairOption = False, as_json: JsonOption = False) -> None:
     """Look for objects without rows and rows without objects."""
     output = Output(as_json=as_json)
-    with _opened() as cache:
+    with opened() as cache:
         report = run_sweep(
             cache.database,
             cache.objects,
@@ -100,7 +100,7 @@ def thresholds(
     """
     output = Output(as_json=as_json)
     calibration = None if file is None else read_calibration(file)
-    with _opened() as cache, transaction(cache.database) as connection:
+    with opened() as cache, transaction(cache.database) as connection:
         is_new = calibration is not None and install(connection, calibration)
         installed = list_installed(connection)
     table = _table("version", "kind", "model's revision", "embedder", "installed", "k/N: cosine")
@@ -121,7 +121,7 @@ def thresholds(
 
 
 @contextmanager
-def _opened() -> Iterator[_Opened]:
+def opened() -> Iterator[_Opened]:
     """Open the services that the settings name, or those of the fleet on this machine."""
     settings = CacheSettings.load(**service_urls())
     database = connect(settings.database_url.get_secret_value(), pool_size=2)
