@@ -126,6 +126,7 @@ class ApproximateCache:
                     sharing=self._settings.cache_sharing,
                     state_kind=self._settings.cache_state_kind,
                     k_fractions=self._settings.cache_k_fractions,
+                    source=self._settings.cache_thresholds,
                 )
             self._scopes[spec] = known
         return known

@@ -68,12 +68,6 @@ COMMANDS: Final = {
         panel="The cache",
         extra="io",
     ),
-    "forget": Command(
-        summary="Remove all of a job, a user or a namespace.",
-        module="fleet.commands.forget",
-        panel="The cache",
-        extra="io",
-    ),
     "report": Command(
         summary="Show what the cache has saved, as a page too.",
         module="fleet.commands.report",
@@ -84,6 +78,17 @@ COMMANDS: Final = {
         summary="See webhooks and every attempt; send one again; register endpoints.",
         module="fleet.commands.webhooks",
         panel="The queue's edges",
+        extra="io",
+    ),
+    "dead": Command(
+        summary="See messages that no worker could read; retry or drop them.",
+        module="fleet.commands.dead",
+        panel="The queue's edges",
+    ),
+    "forget": Command(
+        summary="Remove all of a job, a user or a namespace.",
+        module="fleet.commands.forget",
+        panel="The cache",
         extra="io",
     ),
     "characterize": _log("Show the reuse that a prompt log holds."),

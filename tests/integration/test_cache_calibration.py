@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from cache.calibration import Calibration, install, list_installed, thresholds_of
 from cache.database import transaction
-from cache.entry import Miss, StateKind
+from cache.entry import Miss, StateKind, ThresholdSource
 from cache.lookup import Found
 from cache.selector import PAPER
 from fleet.cli import main
@@ -59,10 +59,10 @@ def engine(module_engine: Engine) -> Engine:
     return module_engine
 
 
-def k_at(database_url: str, cosine: float, *shipped: Calibration) -> int | None:
+def k_at(database_url: str, cosine: float, *shipped: Calibration, **settings: Any) -> int | None:
     """The k at which a prompt starts whose only neighbour has that cosine."""
     with running_cache(
-        database_url, MemoryObjects(), shipped=shipped, cache_state_kind=KIND
+        database_url, MemoryObjects(), shipped=shipped, cache_state_kind=KIND, **settings
     ) as cache:
         cache.store(spec(), entry(at_cosine(cosine), kind=KIND, ks=(50,)))
         outcome = cache.find(spec(), QUERY)
@@ -84,6 +84,15 @@ def test_one_of_another_model_or_embedder_is_not(
     database_url: str, engine: Engine, other: dict[str, str]
 ) -> None:
     assert k_at(database_url, 0.6, calibration(**other)) is None
+    assert rows(engine, "SELECT thresholds_version FROM scopes") == [("paper",)]
+
+
+def test_a_calibration_can_be_left_aside_for_the_papers_thresholds(
+    database_url: str, engine: Engine
+) -> None:
+    paper = {"cache_thresholds": ThresholdSource.PAPER}
+    assert k_at(database_url, 0.97, calibration(), **paper) == 25
+    assert k_at(database_url, 0.6, calibration(), **paper) is None
     assert rows(engine, "SELECT thresholds_version FROM scopes") == [("paper",)]
 
 
