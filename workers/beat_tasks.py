@@ -24,6 +24,7 @@ from workers.app import (
     DELIVER_DUE_TASK,
     DELIVER_TASK,
     EVICT_TASK,
+    EXPIRE_TASK,
     IO_WORKER_NAME,
     RESCUE_TASK,
     SWEEP_TASK,
@@ -31,6 +32,7 @@ from workers.app import (
     run_worker,
     show_failed,
 )
+from workers.image_sweep import sweep_images
 from workers.io_process import CONCURRENCY, IoProcess, io_process
 from workers.process_settings import ProcessSettings
 from workers.settings import WorkerSettings
@@ -110,18 +112,16 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
         EVICT_TASK,
         lambda: asdict(evict(process.database, process.objects, settings.cache, now=utc_now())),
     )
-    periodic(
-        SWEEP_TASK,
-        lambda: asdict(
-            sweep(
-                process.database,
-                process.objects,
-                now=utc_now(),
-                repair=True,
-                grace_s=settings.cache.cache_sweep_grace_s,
-            )
-        ),
-    )
+    periodic(SWEEP_TASK, lambda: sweep_now(process))
+    periodic(EXPIRE_TASK, lambda: asdict(process.retention.run(now=utc_now())))
+
+
+def sweep_now(process: IoProcess) -> dict[str, Any]:
+    """Remove images and states that nothing points at, and rows that point at nothing."""
+    grace_s = process.settings.cache.cache_sweep_grace_s
+    images = sweep_images(process.database, process.objects, now=utc_now(), grace_s=grace_s)
+    states = sweep(process.database, process.objects, now=utc_now(), repair=True, grace_s=grace_s)
+    return asdict(images) | asdict(states)
 
 
 def _announce_due(process: IoProcess) -> int:

@@ -37,6 +37,7 @@ from cache.forgotten import (
 from cache.objects import ObjectStore
 from cache.purge import HELD_TIMEOUT_S, holdings, num_doomed, purge_objects, purge_rows
 from workers.job_records import JobRecords
+from workers.job_removal import remove_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ _HELD_PAUSE_S: Final = 0.05
 # Who has one of these rows locked is not waited for with others in hand.
 _LOCK_JOBS: Final = """
     SELECT j.id, j.finished_at IS NULL AS is_open, j.status = 'running' AS is_running,
-           COALESCE(j.result ? 'image' AND j.result -> 'image' <> 'null', false) AS has_image
+           j.status = 'succeeded' AND j.image_removed_at IS NULL AS has_image
       FROM jobs j
      WHERE {}
      ORDER BY j.id
@@ -58,26 +59,13 @@ _HAS_JOBS: Final = "SELECT EXISTS (SELECT FROM jobs j WHERE {})"
 
 _COUNT_JOBS: Final = """
     SELECT count(*) AS num_jobs, count(*) FILTER (WHERE j.status = 'running') AS num_running,
-           count(*) FILTER (WHERE j.result ? 'image' AND j.result -> 'image' <> 'null')
+           count(*) FILTER (WHERE j.status = 'succeeded' AND j.image_removed_at IS NULL)
            AS num_images,
            COALESCE(sum((SELECT count(*) FROM webhook_deliveries d WHERE d.job_id = j.id)), 0)
            AS num_deliveries
       FROM jobs j
      WHERE {}
 """
-
-_DELETE_DELIVERIES = text("DELETE FROM webhook_deliveries WHERE job_id = ANY(:ids)")
-_DELETE_JOBS = text("DELETE FROM jobs WHERE id = ANY(:ids)")
-
-# One image for each attempt, as workers.images names them: those that lost their claim, too.
-_DOOM_IMAGES = text("""
-    INSERT INTO doomed_objects (key, doomed_at)
-    SELECT format('images/%s/%s/%s.png', j.namespace, j.id, n), :now
-      FROM jobs j
-     CROSS JOIN generate_series(1, j.attempt) AS n
-     WHERE j.id = ANY(:ids)
-        ON CONFLICT (key) DO NOTHING
-""")
 
 _COUNT_ENDPOINTS = text("SELECT count(*) FROM endpoints WHERE namespace = :namespace")
 _DELETE_ENDPOINTS = text("DELETE FROM endpoints WHERE namespace = :namespace")
@@ -209,9 +197,7 @@ class Forgetter:
         rows = connection.execute(_statement(_LOCK_JOBS, subject), wanted).all()
         ids = [row.id for row in rows]
         remember_within(connection, [_job(row.id) for row in rows if row.is_open])
-        connection.execute(_DOOM_IMAGES, {"ids": ids, "now": now})
-        num_deliveries = connection.execute(_DELETE_DELIVERIES, {"ids": ids}).rowcount
-        connection.execute(_DELETE_JOBS, {"ids": ids})
+        num_deliveries = remove_jobs(connection, ids, now=now)
         # Before the commit: without the rows a run after a crash would not know of these.
         num_traces = self._records.remove([str(job_id) for job_id in ids])
         return _Removed(

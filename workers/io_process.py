@@ -27,9 +27,11 @@ from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.cancellation import Cancellation
 from workers.delivery.deliver import Deliverer, DeliverySettings
+from workers.job_records import JobRecords
 from workers.ledger import Ledger
 from workers.process_settings import ProcessSettings
 from workers.rescuer import Rescuer
+from workers.retention import Retention
 from workers.settings import WorkerSettings
 from workers.unclaimed import UnclaimedJobs
 
@@ -47,6 +49,7 @@ class IoProcess:
     announcer: Announcer
     cancellation: Cancellation
     rescuer: Rescuer
+    retention: Retention
     deliverer: Deliverer
 
 
@@ -112,6 +115,7 @@ def _compose(
             unclaimed=unclaimed,
             tell_workers=publisher.tell_cancelled,
         ),
+        retention=Retention(database, JobRecords(connection, traces, app), settings.worker),
         rescuer=Rescuer(
             ledger=ledger,
             traces=traces,

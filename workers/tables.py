@@ -57,6 +57,7 @@ jobs = Table(
     Column("steps_asked", Integer),
     Column("steps_run", Integer),
     Column("announced_at", _INSTANT, comment="when the trace was told of the end"),
+    Column("image_removed_at", _INSTANT, comment="when its retention had passed"),
     CheckConstraint(
         "status IN ('submitted', 'running', 'succeeded', 'failed', 'cancelled')", name="status"
     ),
@@ -75,6 +76,12 @@ jobs = Table(
         postgresql_where=text("finished_at IS NOT NULL AND announced_at IS NULL"),
     ),
     Index("ix_jobs_namespace_owner", "namespace", "owner"),
+    Index("ix_jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    Index(
+        "ix_jobs_with_image",
+        "finished_at",
+        postgresql_where=text("status = 'succeeded' AND image_removed_at IS NULL"),
+    ),
 )
 
 endpoints = Table(
@@ -125,6 +132,11 @@ webhook_deliveries = Table(
         "ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")
     ),
     Index("ix_webhook_deliveries_created_at", "created_at"),
+    Index(
+        "ix_webhook_deliveries_settled",
+        "finished_at",
+        postgresql_where=text("finished_at IS NOT NULL"),
+    ),
 )
 
 webhook_attempts = Table(

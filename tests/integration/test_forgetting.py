@@ -51,7 +51,15 @@ from workers.settings import WorkerSettings
 QUEUE = "generate.tiny.0"
 ADA = UserSubject(namespace="studio", user="ada.lovelace")
 NUM_STATES = 5  # of a job of 10 steps that starts from noise
-TABLES = ("jobs", "webhook_deliveries", "endpoints", "namespaces", "scopes", "cached_prompts")
+TABLES = (
+    "jobs",
+    "webhook_deliveries",
+    "webhook_attempts",
+    "endpoints",
+    "namespaces",
+    "scopes",
+    "cached_prompts",
+)
 
 
 @pytest.fixture(scope="module")
