@@ -11,7 +11,8 @@ COPY constraints.txt ./
 RUN pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' constraints.txt)"
 COPY . .
 RUN pip install --constraint constraints.txt ".[gpu]" "$(grep '^flower==' constraints.txt)" \
- && useradd --system --create-home nirvana
+ && useradd --system --create-home nirvana \
+ && install --directory --owner nirvana /var/lib/nirvana/flower
 
 USER nirvana
 ENTRYPOINT ["nirvana"]

@@ -10,7 +10,7 @@ DEMO_ARGS ?= --out demo-out
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint wheel clean
+.PHONY: help install demo node test lint wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install  ## Start everything, run a prompt list through the queue, show what was saved
 	$(BIN)/nirvana demo $(DEMO_ARGS)
 
-test: install  ## Run the tests, against the real services
+node: tests/acceptance/node/node_modules/installed  ## Get the JavaScript clients that the tests use
+
+tests/acceptance/node/node_modules/installed: tests/acceptance/node/package-lock.json
+	@command -v npm >/dev/null || { echo "the tests of JavaScript clients need Node.js 18 or later, with npm" >&2; exit 1; }
+	cd tests/acceptance/node && npm ci --no-progress
+	@touch $@
+
+test: install node  ## Run the tests, against the real services
 	$(BIN)/pytest $(TEST_ARGS)
 
 lint: install  ## Check style, types and import rules
@@ -40,4 +47,4 @@ wheel: install  ## Build the distribution
 	$(BIN)/python -m build --outdir dist
 
 clean:  ## Remove .venv and what was built
-	rm -rf $(VENV) dist build *.egg-info demo-out
+	rm -rf $(VENV) dist build *.egg-info demo-out tests/acceptance/node/node_modules

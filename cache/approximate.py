@@ -23,7 +23,7 @@ from cache.budget import BoundedCalls
 from cache.calibration import Calibration, install
 from cache.database import connect, transaction
 from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, Sharing, embedding_text
-from cache.errors import CacheError
+from cache.errors import CacheError, ScopeGone
 from cache.lookup import Found, Lookup, miss_reason
 from cache.objects import ObjectStore, S3Objects
 from cache.selector import PAPER, Selector
@@ -126,6 +126,7 @@ class ApproximateCache:
                     sharing=self._settings.cache_sharing,
                     state_kind=self._settings.cache_state_kind,
                     k_fractions=self._settings.cache_k_fractions,
+                    source=self._settings.cache_thresholds,
                 )
             self._scopes[spec] = known
         return known
@@ -170,7 +171,7 @@ class ApproximateCache:
             return None
         prompt_id = None
         with self._never_failing("entry not stored"):
-            prompt_id = self._store.store(self._registered(scope), entry, is_refresh=is_refresh)
+            prompt_id = self._store_once_more(scope, entry, is_refresh=is_refresh)
         self._count("store_failed" if prompt_id is None else "stored")
         return prompt_id
 
@@ -215,6 +216,17 @@ class ApproximateCache:
                 extra={"reason": reason, "namespace": spec.namespace, "error": str(error)},
             )
             return Miss(reason=reason)
+
+    def _store_once_more(
+        self, scope: Scope | ScopeSpec, entry: NewEntry, *, is_refresh: bool
+    ) -> int:
+        """Store, and again under a new scope where the one we know was forgotten."""
+        try:
+            return self._store.store(self._registered(scope), entry, is_refresh=is_refresh)
+        except ScopeGone:
+            spec = scope if isinstance(scope, ScopeSpec) else scope.spec
+            self._scopes.pop(spec, None)
+            return self._store.store(self.scope(spec), entry, is_refresh=is_refresh)
 
     def _registered(self, scope: Scope | ScopeSpec) -> Scope:
         return self.scope(scope) if isinstance(scope, ScopeSpec) else scope

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +43,12 @@ _NEWEST = text("""
      LIMIT 1
 """)
 
+_LIST = text("""
+    SELECT version, state_kind, revision, embedder, thresholds, measured, installed_at
+      FROM calibrations
+     ORDER BY installed_at DESC, version, state_kind
+""")
+
 Rows = tuple[tuple[float, float], ...]
 
 
@@ -62,7 +69,8 @@ class Calibration:
             fractions, floors = [row[0] for row in rows], [row[1] for row in rows]
             if not rows or fractions != sorted(set(fractions)) or floors != sorted(floors):
                 raise CalibrationInvalid(f"{kind}: expected fractions and similarities that rise")
-            if fractions[0] <= 0 or fractions[-1] >= 1 or floors[0] < -1 or floors[-1] > 1:
+            are_shares = all(0 < fraction < 1 for fraction in fractions)
+            if not (are_shares and all(-1 <= floor <= 1 for floor in floors)):
                 raise CalibrationInvalid(
                     f"{kind}: expected fractions between 0 and 1, similarities from -1 to 1"
                 )
@@ -94,22 +102,41 @@ class Calibration:
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A row of the database."""
+
+    version: str
+    state_kind: str
+    revision: str
+    embedder: str
+    thresholds: Sequence[tuple[float, float]]
+    measured: Mapping[str, Any]
+    installed_at: datetime
+
+
 def read_calibration(path: Path) -> Calibration:
     """Read a file; raises CalibrationInvalid with the reason."""
     try:
-        given = json.loads(path.read_text("utf-8"))
-        tables = {
+        return _parse(json.loads(path.read_text("utf-8")))
+    except KeyError as error:
+        raise CalibrationInvalid(f"{path}: {error} is missing") from error
+    except (OSError, ValueError, TypeError, AttributeError, CalibrationInvalid) as error:
+        raise CalibrationInvalid(f"{path}: {error}") from error
+
+
+def _parse(given: Any) -> Calibration:
+    if not isinstance(given, dict):
+        raise CalibrationInvalid("expected an object with revision, embedder and tables")
+    return Calibration(
+        revision=str(given["revision"]),
+        embedder=str(given["embedder"]),
+        tables={
             StateKind(kind): tuple((float(fraction), float(floor)) for fraction, floor in rows)
             for kind, rows in given["tables"].items()
-        }
-        return Calibration(
-            revision=str(given["revision"]),
-            embedder=str(given["embedder"]),
-            tables=tables,
-            measured=given.get("measured", {}),
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, CalibrationInvalid) as error:
-        raise CalibrationInvalid(f"{path}: {error}") from error
+        },
+        measured=given.get("measured", {}),
+    )
 
 
 def read_shipped(folders: Iterable[str]) -> list[Calibration]:
@@ -139,6 +166,11 @@ def install(connection: Connection, calibration: Calibration) -> bool:
         }
         is_new |= connection.execute(_INSTALL, row).first() is not None
     return is_new
+
+
+def list_installed(connection: Connection) -> list[Installed]:
+    """All of them, the newest first."""
+    return [Installed(**row) for row in connection.execute(_LIST).mappings()]
 
 
 def thresholds_of(connection: Connection, spec: ScopeSpec, kind: StateKind) -> Thresholds:

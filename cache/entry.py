@@ -31,6 +31,13 @@ class Sharing(StrEnum):
     NAMESPACE = "namespace"
 
 
+class ThresholdSource(StrEnum):
+    """Which thresholds a scope gets."""
+
+    CALIBRATED = "calibrated"  # the newest that were measured for its model, else the paper's
+    PAPER = "paper"  # the paper's, whatever was measured
+
+
 class MissReason(StrEnum):
     """Why a job starts from noise."""
 

@@ -10,6 +10,9 @@ CacheError
 ├── BudgetExceeded       the lookup took longer than cache_budget_s, or a statement than its limit
 ├── CalibrationInvalid   a table of thresholds cannot be read, or used
 ├── StoreTooSlow         objects were written too long ago for a row to point at them safely
+├── JobForgotten         what the job leaves may not be kept any more
+├── ScopeGone            the scope's namespace was forgotten meanwhile
+├── RowsHeld             somebody else keeps rows locked that are to be removed
 ├── ObjectStoreError     the S3 server does not answer, or refuses us
 │   └── ObjectMissing    no object has that key
 └── LatentsInvalid       the object does not hold the latents that its row describes
@@ -83,6 +86,21 @@ class CalibrationInvalid(CacheError):
 
 class StoreTooSlow(CacheError):
     """The objects were written too long ago for a row to point at them safely."""
+
+
+class JobForgotten(CacheError):
+    """What the job leaves may not be kept any more: it, its user or its namespace was forgotten."""
+
+
+class ScopeGone(CacheError):
+    """The scope's namespace was forgotten meanwhile."""
+
+
+class RowsHeld(CacheError):
+    """Somebody else keeps rows locked that are to be removed."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"rows of {subject} are locked by another transaction; run this again")
 
 
 class ObjectStoreError(CacheError):

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from sqlalchemy import Connection, text
 
 from cache.calibration import thresholds_of
-from cache.entry import Scope, ScopeSpec, Sharing, StateKind
-from cache.selector import Selector
+from cache.entry import Scope, ScopeSpec, Sharing, StateKind, ThresholdSource
+from cache.selector import PAPER, Selector
 
 INDEX_LOCK_ID = 0x6E697277  # beside the migrations' own
 
@@ -54,12 +54,15 @@ def register(
     sharing: Sharing,
     state_kind: StateKind,
     k_fractions: tuple[float, ...] | None = None,
+    source: ThresholdSource = ThresholdSource.CALIBRATED,
 ) -> Scope:
-    """Get or create the scope's row, and its namespace's; it gets the newest thresholds.
+    """Get or create the scope's row, and its namespace's; it gets the thresholds of the source.
 
     `k_fractions` of N are kept instead of those that the thresholds name.
     """
-    selector = Selector.of(thresholds_of(connection, spec, state_kind), k_fractions)
+    is_paper = source is ThresholdSource.PAPER
+    thresholds = PAPER if is_paper else thresholds_of(connection, spec, state_kind)
+    selector = Selector.of(thresholds, k_fractions)
     connection.execute(_REGISTER_NAMESPACE, {"namespace": spec.namespace})
     row = {
         "fingerprint": spec.fingerprint,

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cache.database import parse_database_url
-from cache.entry import Sharing, StateKind
+from cache.entry import Sharing, StateKind, ThresholdSource
 from cache.errors import InvalidUrl, SettingsInvalid
 from cache.objects import S3Address
 
@@ -58,6 +58,9 @@ class CacheSettings(BaseSettings):
     """Whose states a job may start from: its own user's, or all of its namespace."""
     cache_state_kind: StateKind = StateKind.INTERMEDIATE
     """What is kept: latents after each step of the k set, or the finished ones, to be re-noised."""
+    cache_thresholds: ThresholdSource = ThresholdSource.CALIBRATED
+    """Similarities that allow a k: the newest measured for the model, else the paper's; or `paper`,
+    the paper's in any case."""
     cache_k_fractions: Annotated[tuple[float, ...] | None, NoDecode] = None
     """Steps kept, as fractions of num_inference_steps, comma separated; unset: the thresholds'."""
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10

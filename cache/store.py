@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import torch
-from sqlalchemy import Engine
+from psycopg.errors import ForeignKeyViolation
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import IntegrityError
 
 from cache import codec, index, scopes
 from cache.database import transaction
 from cache.entry import Embedding, PromptRow, Scope, StateKind, StateRow, embedding_text
-from cache.errors import CacheError, ObjectStoreError, StoreTooSlow
+from cache.errors import CacheError, JobForgotten, ObjectStoreError, ScopeGone, StoreTooSlow
+from cache.forgotten import is_forgotten
 from cache.objects import STATES_PREFIX, ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -43,6 +47,8 @@ class NewEntry:
     states: tuple[NewState, ...]
     #: As measured in this job; weighs the scope's states against those of other scopes.
     seconds_per_step: float | None = None
+    #: When the job began, by the database's clock: is it forgotten later, nothing is kept.
+    begun_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +71,8 @@ class Store:
             raise StoreTooSlow
         prompt = self._prompt_row(entry, embedding, states)
         # Where this fails the commit may yet have happened, so the objects stay for the sweep.
-        with transaction(self.writer) as connection:
+        with self._withdrawn_if_unwanted(states), transaction(self.writer) as connection:
+            _require_remembered(connection, scope, entry)
             if entry.seconds_per_step is not None:
                 scopes.record_seconds_per_step(connection, scope.id, entry.seconds_per_step)
             write = index.replace if is_refresh else index.insert
@@ -93,6 +100,20 @@ class Store:
             raise
         return tuple(rows)
 
+    @contextmanager
+    def _withdrawn_if_unwanted(self, states: tuple[StateRow, ...]) -> Iterator[None]:
+        """Delete the objects where it is certain that no row will point at them."""
+        try:
+            yield
+        except JobForgotten:
+            self._take_back(list(states))
+            raise
+        except IntegrityError as error:
+            if not isinstance(error.orig, ForeignKeyViolation):
+                raise
+            self._take_back(list(states))
+            raise ScopeGone from error
+
     def _take_back(self, rows: list[StateRow]) -> None:
         try:
             self.objects.delete_many([row.key for row in rows])
@@ -112,3 +133,17 @@ class Store:
             expires_at=None if self.ttl_s is None else now + timedelta(seconds=self.ttl_s),
             states=states,
         )
+
+
+def _require_remembered(connection: Connection, scope: Scope, entry: NewEntry) -> None:
+    """Raise JobForgotten where the job, its user or its namespace was forgotten since it began."""
+    if entry.begun_at is None or entry.source_job_id is None:
+        return
+    if is_forgotten(
+        connection,
+        uuid.UUID(entry.source_job_id),
+        namespace=scope.spec.namespace,
+        owner=entry.owner,
+        since=entry.begun_at,
+    ):
+        raise JobForgotten

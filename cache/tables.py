@@ -2,6 +2,7 @@
 
 namespaces 1-* scopes 1-* cached_prompts 1-* cached_states 1-1 state_uses
 doomed_objects: objects whose rows are gone, until the object store has deleted them too
+forgotten: hashes of whom and what was forgotten, until nothing of theirs can be under way
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -111,6 +113,7 @@ cached_prompts = Table(
     Column("expires_at", _INSTANT, comment="null: until evicted"),
     # The exact search of user sharing, and what a refresh replaces.
     Index("ix_cached_prompts_scope_owner", "scope_id", "owner", "prompt_hash"),
+    Index("ix_cached_prompts_source_job", "source_job_id"),
     Index(
         "ix_cached_prompts_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")
     ),
@@ -171,4 +174,11 @@ doomed_objects = Table(
     Column("key", Text(collation="C"), primary_key=True),
     Column("doomed_at", _INSTANT, nullable=False),
     Index("ix_doomed_objects_doomed_at", "doomed_at"),
+)
+
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("subject_hash", LargeBinary, primary_key=True, comment="SHA-256: see cache.forgotten"),
+    Column("forgotten_at", _INSTANT, nullable=False),
 )

@@ -42,6 +42,7 @@ class FlowerAddress:
     url: str
     user: str
     password: str
+    state_path: str  # of the file in which it keeps what it showed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,14 +5,10 @@ Imports are late on purpose: an io worker, beat and Flower must not load torch.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from fleet.settings import FleetSettings
-
-_TASKS_SHOWN_MAX: Final = 100_000
 
 
 def run_gpu_worker() -> int:
@@ -53,24 +49,21 @@ def run_beat() -> None:
 
 def run_flower(*, address: str, port: int, settings: FleetSettings) -> None:
     """Show Celery's events on a page behind a password, until told to stop."""
+    from fleet import flower
     from producer.settings import ProducerSettings, load_settings
     from workers import logs
     from workers.app import build_app
     from workers.settings import WorkerSettings
 
+    assert settings.flower_password is not None
     logs.configure("WARNING")
-    app = build_app(load_settings(ProducerSettings), load_settings(WorkerSettings))
-    # Flower reads FLOWER_* variables; a password on the command line is seen by everybody.
-    os.environ["FLOWER_BASIC_AUTH"] = f"{settings.flower_user}:{settings.flower_password}"
-    app.start(
-        argv=[
-            "flower",
-            f"--address={address}",
-            f"--port={port}",
-            "--inspect-timeout=3000",
-            f"--max-tasks={_TASKS_SHOWN_MAX}",
-            "--logging=warning",
-        ]
+    flower.serve(
+        build_app(load_settings(ProducerSettings), load_settings(WorkerSettings)),
+        address=address,
+        port=port,
+        user=settings.flower_user,
+        password=settings.flower_password,
+        state_path=settings.flower_state,
     )
 
 

@@ -80,6 +80,13 @@ class FleetSettings(BaseSettings):
     """Who may look at Flower's page."""
     flower_password: str | None = Field(None, min_length=1, repr=False)
     """Generated and kept in the state folder if unset."""
+    flower_state_path: Path | None = None
+    """File in which Flower keeps what it showed; in the state folder if unset."""
+
+    @property
+    def flower_state(self) -> Path:
+        """Where Flower keeps what it showed."""
+        return self.flower_state_path or self.home / "flower" / "state"
 
 
 def load_settings(**overrides: Any) -> FleetSettings:

@@ -195,6 +195,7 @@ def _flower_address(settings: FleetSettings, secrets: Secrets) -> FlowerAddress:
         url=f"http://127.0.0.1:{port or ports.choose_port()}",
         user=settings.flower_user,
         password=settings.flower_password or secrets.flower_password,
+        state_path=str(settings.flower_state),
     )
 
 

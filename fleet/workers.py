@@ -90,6 +90,7 @@ def _environment(addresses: Addresses, flower: FlowerAddress, secrets: Secrets) 
         "NIRVANA_FLOWER_PORT": flower.url.rpartition(":")[2],
         "NIRVANA_FLOWER_USER": flower.user,
         "NIRVANA_FLOWER_PASSWORD": flower.password,
+        "NIRVANA_FLOWER_STATE_PATH": flower.state_path,
         # Also where the project is not installed.
         "PYTHONPATH": os.pathsep.join(search_path),
         "PYTHONUNBUFFERED": "1",

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -20,27 +20,24 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache.calibration import FILE_NAME
 from cache.entry import StateKind
-from evaluation.calibration.calibrate import about, conclude, k_set, measure
-from evaluation.calibration.drawing import Drawer, DrawingPlan
+from evaluation.calibration.calibrate import Study, calibrate, k_set
+from evaluation.calibration.drawing import DrawingPlan
 from evaluation.calibration.floors import Rule
-from evaluation.calibration.measurements import MeasurementFile
-from evaluation.calibration.pairs import draw_pairs
-from evaluation.calibration.quality import ClipScore, Picture, Quality
+from evaluation.calibration.plots import calibration_plots
+from evaluation.calibration.quality import ClipScore, Picture
+from evaluation.pages import write_page
+from evaluation.vectors import Progress
 from models import sampling
 from models.dataset import COLUMNS, VALUES
 from models.scenes import Scene, draw_scene, full_caption
 from models.scoring import CLIP, Judge
-from workers.denoising.engine import Engine
 from workers.denoising.families import loading
-from workers.denoising.threads import ThreadTable
 
 logger = logging.getLogger(__name__)
 
 NUM_SCENES: Final = 1_200
 SEED: Final = 51_203  # no other set of prompts of this project has it
-BATCH_SIZE: Final = 16
 CHANGES_MAX: Final = 3  # attributes
 # The judge is nearly noiseless, so more must be kept than of the paper's CLIPScore.
 ALPHAS: Final = {"clip_score": 0.9, "judge": 0.95}
@@ -77,7 +74,7 @@ def draw_scenes(rng: np.random.Generator) -> dict[str, Scene]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, or continue to, and write the thresholds and the curves."""
+    """Measure, or continue to, and write the thresholds, the curves and the plots."""
     parser = argparse.ArgumentParser(description="Calibrate the shipped model.")
     parser.add_argument("--model", type=Path, default=sampling.SMALL)
     parser.add_argument("--pairs", type=int, default=200)
@@ -86,41 +83,36 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder; run again to continue")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    family = loading.load(options.model)
     scenes = draw_scenes(np.random.default_rng(SEED))
-    vectors = family.embedding(list(scenes))
-    pairs = draw_pairs(list(scenes), vectors, count=options.pairs, rng=np.random.default_rng(SEED))
-    plan = DrawingPlan(
-        num_inference_steps=sampling.NUM_STEPS,
-        guidance_scale=sampling.GUIDANCE_SCALE,
-        ks=k_set(sampling.NUM_STEPS),
-        kinds=tuple(options.kind or StateKind),
-        seed=SEED,
+    study = Study(
+        family=loading.load(options.model),
+        prompts=list(scenes),
+        qualities=[ClipScore.load(options.model / CLIP.name), Judged(Judge.load(), scenes)],
+        plan=DrawingPlan(
+            num_inference_steps=sampling.NUM_STEPS,
+            guidance_scale=sampling.GUIDANCE_SCALE,
+            ks=k_set(sampling.NUM_STEPS),
+            kinds=tuple(options.kind or StateKind),
+            seed=SEED,
+        ),
+        rule=Rule(alphas=ALPHAS),
+        num_pairs=options.pairs,
     )
-    qualities: list[Quality] = [
-        ClipScore.load(options.model / CLIP.name),
-        Judged(Judge.load(), scenes),
-    ]
-    names = [quality.name for quality in qualities]
-    file = MeasurementFile(options.out / "pairs.jsonl", about(plan, pairs, family, names))
-    threads = ThreadTable({1: options.threads})
-    with Engine(family, batch_size_max=BATCH_SIZE, threads=threads) as engine:
-        drawer = Drawer(engine, family, plan)
-        measure(pairs, drawer, qualities, file, progress=_log_progress(len(pairs)))
-    found = conclude(file.done, Rule(alphas=ALPHAS), plan, family, now=datetime.now(UTC))
-    found.calibration.write(options.out / FILE_NAME)
+    found = calibrate(study, options.out, num_threads=options.threads, stages=_log_stages)
+    write_page(options.out, "The shipped model, calibrated", calibration_plots(found))
     print(json.dumps(found.calibration.to_json()))  # noqa: T201 - the command's output
 
 
-def _log_progress(total: int) -> Callable[[int], None]:
+@contextmanager
+def _log_stages(title: str, total: int) -> Iterator[Progress]:
     num_done = 0
 
     def advance(num: int) -> None:
         nonlocal num_done
         num_done += num
-        logger.info("%d of %d pairs", num_done, total)
+        logger.info("%d of %d %s", num_done, total, title)
 
-    return advance
+    yield advance
 
 
 if __name__ == "__main__":

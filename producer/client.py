@@ -65,11 +65,12 @@ class Client:
         self._traces = Traces(self._connection, retention_s=self._settings.trace_retention_s)
         self._app = open_app(
             self._broker_url,
-            name="nirvana-client",
+            name=self._settings.client_name,
             keeps_results=False,
             connect_timeout_s=_CONNECT_TIMEOUT_S,
             command_timeout_s=_COMMAND_TIMEOUT_S,
             task_publish_retry_policy=_PUBLISH_RETRIES,
+            task_send_sent_event=True,  # so that Flower shows waiting jobs, and who sent them
         )
 
     def __enter__(self) -> Self:

@@ -29,6 +29,8 @@ class ProducerSettings(BaseSettings):
     """Redis or Valkey: queues, traces, Celery's results."""
     namespace: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$")
     """The namespace of jobs that name none."""
+    client_name: str = Field(default="client", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Who sends, as Flower shows it beside the machine's name."""
     namespace_buckets: int = Field(default=8, ge=1, le=64)
     """Queues per model; kombu serves them in turn, so one tenant's backlog blocks no other's."""
     queue_length_max: int = Field(default=100_000, ge=1)

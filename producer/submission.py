@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from celery import Celery
 
@@ -22,10 +23,8 @@ from producer.errors import InvalidJob, QueueFull
 from producer.models import ServedModel, choose_model
 from producer.queues import IO_QUEUE, bucket_queue
 from producer.settings import ProducerSettings
+from producer.shown import shown_arguments
 from producer.trace import Traces
-
-_SHOWN_PROMPT_CHARACTERS: Final = 80
-
 
 JobLike = str | GenerationJob | Mapping[str, Any]
 
@@ -119,18 +118,33 @@ def publish(app: Celery, job_id: str, job: GenerationJob, *, queue: str) -> None
     app.send_task(
         GENERATE_TASK,
         args=[job.to_wire()],
-        argsrepr=_shown(job),
+        argsrepr=shown_arguments(job.to_wire()),
         kwargsrepr="{}",
         task_id=job_id,
         queue=queue,
         priority=job.priority.celery_number,
         serializer="json",
+        event_dispatcher=sender(app),
     )
 
 
 def send_cancel(job_id: str, app: Celery) -> None:
     """Ask the io workers to cancel a job."""
-    app.send_task(CANCEL_TASK, args=[job_id], queue=IO_QUEUE, serializer="json")
+    app.send_task(
+        CANCEL_TASK,
+        args=[job_id],
+        queue=IO_QUEUE,
+        serializer="json",
+        event_dispatcher=sender(app),
+    )
+
+
+def sender(app: Celery) -> Any:
+    """Who sends, for the event that shows a waiting job; Celery names nobody but `gen` and a pid.
+
+    It is used with the message's own connection, and opens none.
+    """
+    return app.events.Dispatcher(enabled=False, hostname=f"{app.main}@{socket.gethostname()}")
 
 
 def one_per_seed(job: GenerationJob, seeds: Sequence[int]) -> list[GenerationJob]:
@@ -141,11 +155,3 @@ def one_per_seed(job: GenerationJob, seeds: Sequence[int]) -> list[GenerationJob
         raise InvalidJob("seeds", "must not be empty")
     fields = job.model_dump(exclude_unset=True)
     return [GenerationJob.from_wire(fields | {"seed": seed}) for seed in seeds]
-
-
-def _shown(job: GenerationJob) -> str:
-    """What Flower shows as the task's arguments: short, and without the webhook's address."""
-    prompt = job.prompt
-    if len(prompt) > _SHOWN_PROMPT_CHARACTERS:
-        prompt = prompt[: _SHOWN_PROMPT_CHARACTERS - 1] + "…"
-    return f"({prompt!r}, namespace={job.namespace!r}, seed={job.seed})"

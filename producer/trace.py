@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, cast
 
 import redis
@@ -30,6 +31,8 @@ _LISTS: Final = "nirvana:lists"
 _CLAIMED: Final = "nirvana:claimed"
 _SEQUENCE: Final = "nirvana:sequence"
 _READ_AT_ONCE: Final = 500  # traces, of some kilobytes each
+
+_SCAN_PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,16 @@ class WaitingJob:
     is_overtaken: bool  #: a job sent later into the same list was claimed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedJob:
+    """Whose a job with a trace is."""
+
+    job_id: str
+    namespace: str
+    user: str | None
+    is_open: bool  #: it has not ended
+
+
 def list_name(queue: str, priority: Priority) -> str:
     """Name the broker's list in which jobs of that queue and priority wait in order."""
     return f"{queue}:{priority.celery_number}"
@@ -88,6 +101,7 @@ class Traces:
         self._resend = connection.register_script(scripts.RESEND)
         self._progress = connection.register_script(scripts.PROGRESS)
         self._finish = connection.register_script(scripts.FINISH)
+        self._remove = connection.register_script(scripts.REMOVE)
 
     def create(
         self,
@@ -152,6 +166,32 @@ class Traces:
         value = f"{progress.steps_done}/{progress.steps_asked}"
         status = self._progress(keys=[_key(job_id)], args=[value])
         return status is None or not Status(status).is_terminal
+
+    def remove(self, job_ids: Iterable[str]) -> int:
+        """Forget jobs, and their places in line; answers how many were known."""
+        return sum(int(self._remove(keys=[_key(job_id)], args=[job_id])) for job_id in job_ids)
+
+    def scan(self) -> Iterator[TracedJob]:
+        """All jobs that have a trace, in no order; reads every trace there is."""
+        keys = self._connection.scan_iter(match=_key("*"), count=_SCAN_PAGE)
+        while page := list(islice(keys, _SCAN_PAGE)):
+            yield from self._read_page([key.removeprefix(_key("")) for key in page])
+
+    def _read_page(self, job_ids: Sequence[str]) -> Iterator[TracedJob]:
+        with self._connection.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(_key(job_id), ["wire", "status"])
+            answers = pipeline.execute()
+        for job_id, (wire, status) in zip(job_ids, answers, strict=True):
+            if wire is None:  # expired since
+                continue
+            job = json.loads(wire)
+            yield TracedJob(
+                job_id=job_id,
+                namespace=job.get("namespace", "default"),
+                user=job.get("user"),
+                is_open=not Status(status).is_terminal,
+            )
 
     def read(self, job_id: str) -> Trace:
         """Tell what is known of a job; raises UnknownJob."""

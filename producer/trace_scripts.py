@@ -53,6 +53,13 @@ redis.call('ZADD', 'nirvana:waiting:' .. list, sequence, ARGV[1])
 return list
 """
 
+# KEYS: job.  ARGV: id. Returns how many traces went, 0 or 1.
+REMOVE: Final = """
+local list = redis.call('HGET', KEYS[1], 'list')
+if list then redis.call('ZREM', 'nirvana:waiting:' .. list, ARGV[1]) end
+return redis.call('DEL', KEYS[1])
+"""
+
 # KEYS: job.  ARGV: progress. A late word about a job that has ended, or is gone, is dropped.
 # Returns the job's status.
 PROGRESS: Final = """

@@ -26,6 +26,7 @@ from producer.submission import publish
 from producer.trace import Progress
 from workers.errors import BrokerAway
 from workers.settings import WorkerSettings
+from workers.shown import ShownResult, shown_progress
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ EVICT_TASK: Final = "nirvana.evict"
 RESCUE_TASK: Final = "nirvana.rescue"
 ANNOUNCE_TASK: Final = "nirvana.announce"
 SWEEP_TASK: Final = "nirvana.sweep"
+EXPIRE_TASK: Final = "nirvana.expire"
 GPU_WORKER_PREFIX: Final = "gpu-"  # of the names of GPU workers, by which remote control finds them
+IO_WORKER_NAME: Final = "io"
 CANCEL_COMMAND: Final = "nirvana_cancel"  # of remote control: see workers.remote_control
 
 _EXPIRY_MIN_S: Final = 30.0
@@ -73,6 +76,7 @@ def beat_schedule(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
         ANNOUNCE_TASK: settings.announce_every_s,
         EVICT_TASK: settings.evict_every_s,
         SWEEP_TASK: settings.sweep_every_s,
+        EXPIRE_TASK: settings.expire_every_s,
     }
     return {
         task: {
@@ -90,10 +94,11 @@ def beat_schedule(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
 
 
 class Publisher:
-    """Sends messages of the fleet's own."""
+    """Sends messages and events of the fleet's own, as a worker named `worker_name`."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, *, worker_name: str = IO_WORKER_NAME) -> None:
         self._app = app
+        self._worker = node_name(worker_name)
 
     def send_job(self, job_id: str, job: GenerationJob, *, queue: str) -> None:
         """Publish a job that has a trace, again or for the first time."""
@@ -125,22 +130,31 @@ class Publisher:
             )
 
     def show_end(self, result: JobResult) -> None:
-        """Show the end of a job that no task ran to AsyncResult; raises BrokerAway."""
-        backend = self._app.backend
+        """Show the end of a job that no task ran to AsyncResult and Flower; raises BrokerAway."""
+        backend, job_id = self._app.backend, result.job_id
         with _telling():
             match result.status:
                 case Status.SUCCEEDED:
-                    backend.mark_as_done(result.job_id, result.to_wire())
+                    backend.mark_as_done(job_id, result.to_wire())
+                    self._send_event("task-succeeded", job_id, result=repr(ShownResult(result)))
                 case Status.CANCELLED:
-                    backend.mark_as_revoked(result.job_id, reason="cancelled")
+                    backend.mark_as_revoked(job_id, reason="cancelled")
+                    self._send_event("task-revoked", job_id, terminated=False, expired=False)
                 case _:
-                    backend.mark_as_failure(result.job_id, as_failure(result))
+                    failure = as_failure(result)
+                    backend.mark_as_failure(job_id, failure)
+                    self._send_event("task-failed", job_id, exception=repr(failure))
 
     def show_progress(self, job_id: str, progress: Progress) -> None:
-        """Show a running job as PROGRESS to AsyncResult; raises BrokerAway."""
+        """Show a running job as PROGRESS to AsyncResult and Flower; raises BrokerAway."""
         meta = {"steps_done": progress.steps_done, "steps_asked": progress.steps_asked}
         with _telling():
             self._app.backend.store_result(job_id, meta, "PROGRESS")
+            self._send_event("task-progress", job_id, result=shown_progress(progress))
+
+    def _send_event(self, kind: str, job_id: str, **fields: object) -> None:
+        with self._app.events.default_dispatcher(hostname=self._worker) as events:
+            events.send(kind, uuid=job_id, **fields)
 
 
 @contextmanager
@@ -186,11 +200,21 @@ def declared(queue: str) -> Queue:
     return Queue(queue, exchange, routing_key=queue)  # type: ignore[no-untyped-call]
 
 
+def gpu_worker_name(settings: WorkerSettings) -> str:
+    """The name of a GPU worker, by which remote control finds it."""
+    return f"{GPU_WORKER_PREFIX}{settings.model}"
+
+
+def node_name(name: str) -> str:
+    """A worker's name among all machines', as Flower shows it."""
+    return f"{name}@{socket.gethostname()}"
+
+
 def run_worker(app: Celery, *, name: str, queues: Sequence[str], concurrency: int) -> int:
     """Serve `queues` with a pool of threads until told to stop; returns the exit status."""
     app.conf.task_queues = [declared(queue) for queue in queues]
     worker = app.Worker(
-        hostname=f"{name}@{socket.gethostname()}",
+        hostname=node_name(name),
         pool_cls="threads",
         concurrency=concurrency,
         queues=",".join(queues),

@@ -24,16 +24,19 @@ from workers.app import (
     DELIVER_DUE_TASK,
     DELIVER_TASK,
     EVICT_TASK,
+    EXPIRE_TASK,
+    IO_WORKER_NAME,
     RESCUE_TASK,
     SWEEP_TASK,
     build_app,
     run_worker,
     show_failed,
 )
-from workers.delivery.deliver import deliver
+from workers.image_sweep import sweep_images
 from workers.io_process import CONCURRENCY, IoProcess, io_process
 from workers.process_settings import ProcessSettings
 from workers.settings import WorkerSettings
+from workers.shown import ShownRequest
 from workers.unclaimed import utc_now
 
 logger = logging.getLogger(__name__)
@@ -51,12 +54,14 @@ def serve(settings: ProcessSettings) -> int:
         register(app, process)
         admission_queues = [admission_queue(slug) for slug in settings.worker.model_paths]
         queues = [IO_QUEUE, MAINTENANCE_QUEUE, *admission_queues]
-        return run_worker(app, name="io", queues=queues, concurrency=CONCURRENCY)
+        return run_worker(app, name=IO_WORKER_NAME, queues=queues, concurrency=CONCURRENCY)
 
 
 def run_beat(producer: ProducerSettings, worker: WorkerSettings, *, schedule_path: Path) -> None:
     """Send the periodic tasks until told to stop; exactly one process of a fleet does."""
     app = build_app(producer, worker)
+    # Hidden like the tasks' own events: some a second would push the jobs out of Flower.
+    app.conf.task_send_sent_event = False
     app.Beat(schedule=str(schedule_path), loglevel="WARNING").run()
 
 
@@ -69,7 +74,11 @@ def register(app: Celery, process: IoProcess) -> None:
 def _register_requests(app: Celery, process: IoProcess) -> None:
     # Not shown as started: it only begins to wait, or, if sent twice, has ended long ago.
     @app.task(  # type: ignore[untyped-decorator]
-        name=GENERATE_TASK, bind=True, track_started=False, shared=False
+        name=GENERATE_TASK,
+        bind=True,
+        Request=ShownRequest,
+        track_started=False,
+        shared=False,
     )
     def admit_task(task: Any, *arguments: object, **named: object) -> None:
         fields = only_argument(arguments, named)
@@ -89,7 +98,7 @@ def _register_requests(app: Celery, process: IoProcess) -> None:
 
     @app.task(name=DELIVER_TASK, shared=False)  # type: ignore[untyped-decorator]
     def deliver_task(delivery_id: str) -> dict[str, int]:
-        return deliver_first(process, UUID(delivery_id))
+        return {"begun": process.deliverer.send_due(UUID(delivery_id))}
 
 
 def _register_maintenance(app: Celery, process: IoProcess) -> None:
@@ -103,41 +112,23 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
         def periodic_task() -> dict[str, Any]:
             return _logged(name, work)
 
-    periodic(DELIVER_DUE_TASK, lambda: deliver_now(process))
+    periodic(DELIVER_DUE_TASK, lambda: {"begun": process.deliverer.send_due()})
     periodic(RESCUE_TASK, lambda: asdict(process.rescuer.run()))
     periodic(ANNOUNCE_TASK, lambda: {"announced": _announce_due(process)})
     periodic(
         EVICT_TASK,
         lambda: asdict(evict(process.database, process.objects, settings.cache, now=utc_now())),
     )
-    periodic(
-        SWEEP_TASK,
-        lambda: asdict(
-            sweep(
-                process.database,
-                process.objects,
-                now=utc_now(),
-                repair=True,
-                grace_s=settings.cache.cache_sweep_grace_s,
-            )
-        ),
-    )
+    periodic(SWEEP_TASK, lambda: sweep_now(process))
+    periodic(EXPIRE_TASK, lambda: asdict(process.retention.run(now=utc_now())))
 
 
-def deliver_first(process: IoProcess, delivery_id: UUID) -> dict[str, int]:
-    """Attempt a delivery at once, or leave it to the sweep where many are being attempted."""
-    if not process.first_deliveries.acquire(blocking=False):
-        return {}
-    try:
-        return deliver_now(process, delivery_id)
-    finally:
-        process.first_deliveries.release()
-
-
-def deliver_now(process: IoProcess, delivery_id: UUID | None = None) -> dict[str, int]:
-    """Attempt one delivery, or all that are due."""
-    report = deliver(process.database, process.delivery, now=utc_now(), delivery_id=delivery_id)
-    return asdict(report)
+def sweep_now(process: IoProcess) -> dict[str, Any]:
+    """Remove images and states that nothing points at, and rows that point at nothing."""
+    grace_s = process.settings.cache.cache_sweep_grace_s
+    images = sweep_images(process.database, process.objects, now=utc_now(), grace_s=grace_s)
+    states = sweep(process.database, process.objects, now=utc_now(), repair=True, grace_s=grace_s)
+    return asdict(images) | asdict(states)
 
 
 def _announce_due(process: IoProcess) -> int:

@@ -3,6 +3,7 @@
 Celery takes an error of its own request parsing for a lost connection: it puts the message back,
 reconnects, and reads it again, until the worker gives up and serves nothing any more. One message
 without an id, from a client in another language, would stop every worker of its queue in turn.
+What is rejected here is kept in the dead-letter list.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from typing import Any
 
 from celery.worker.consumer import Consumer
 
-logger = logging.getLogger(__name__)
+from workers.transport import MALFORMED, SteadyTransport
 
-_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+logger = logging.getLogger(__name__)
 
 
 class SteadyConsumer(Consumer):  # type: ignore[misc]
     """Rejects, for good, what Celery cannot make a request of."""
+
+    def connection_for_read(self, heartbeat: float | None = None) -> Any:
+        connection = self.app.connection_for_read(heartbeat=heartbeat)
+        connection.transport_cls = SteadyTransport
+        return self.ensure_connected(connection)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         receive = super().create_task_handler(*args, **kwargs)
@@ -28,11 +34,32 @@ class SteadyConsumer(Consumer):  # type: ignore[misc]
             try:
                 _check_id(message)
                 receive(message)
-            except _MALFORMED as error:
-                logger.error("malformed message dropped: %r", error)
+            except MALFORMED as error:
+                _keep(message, f"malformed: {type(error).__name__}: {error}")
                 message.reject_log_error(logger, self.connection_errors)
 
         return receive_or_reject
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        _keep(message, "no Celery message: it names no task")
+        super().on_unknown_message(body, message)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        _keep(message, f"no task here is called {exc}")
+        super().on_unknown_task(body, message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        _keep(message, f"no valid task: {type(exc).__name__}: {exc}")
+        super().on_invalid_task(body, message, exc)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        _keep(message, f"cannot be decoded: {type(exc).__name__}: {exc}")
+        super().on_decode_error(message, exc)
+
+
+def _keep(message: Any, reason: str) -> None:
+    logger.error("unreadable message kept: %s", reason)
+    message.channel.keep_dead(message, reason)
 
 
 def _check_id(message: Any) -> None:

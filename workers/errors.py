@@ -4,12 +4,15 @@ WorkerError
 ├── ClaimLost           another attempt owns the job, or it has ended: write nothing
 ├── DuplicateDelivery   the job is running elsewhere or has ended: acknowledge and forget
 ├── StorageUnavailable  database or object store stayed away too long
-└── BrokerAway          the broker does not take what it was to be told
+├── BrokerAway          the broker does not take what it was to be told
+├── UnknownLetter       the dead-letter list has no message of that id
+└── LetterCut           a message was too long to be kept whole, and cannot be sent again
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
 
 class WorkerError(Exception):
@@ -42,3 +45,17 @@ class StorageUnavailable(WorkerError):
 
 class BrokerAway(WorkerError):
     """The broker does not take what it was to be told."""
+
+
+class UnknownLetter(WorkerError):
+    """The dead-letter list has no message of that id."""
+
+    def __init__(self, letter_ids: Sequence[str]) -> None:
+        super().__init__(f"the dead-letter list has no message {', '.join(letter_ids)}")
+
+
+class LetterCut(WorkerError):
+    """A message was too long to be kept whole, and cannot be sent again."""
+
+    def __init__(self, letter_id: str, bytes_max: int) -> None:
+        super().__init__(f"message {letter_id} was longer than {bytes_max:,} bytes; it is kept cut")

@@ -22,6 +22,7 @@ from workers.denoising.engine import Engine
 from workers.denoising.errors import DenoisingError, EngineClosed
 from workers.denoising.families.family import Encoding
 from workers.denoising.request import Denoised, DenoiseRequest
+from workers.errors import ClaimLost
 from workers.images import Images
 from workers.leases import LeaseKeeper
 from workers.ledger import Claim, Ledger
@@ -170,6 +171,10 @@ def finish(claim: Claim, result: JobResult, bench: Workbench) -> Outcome:
     """Step 8, and telling the client."""
     try:
         delivery_id = bench.patience.outlast(lambda: bench.ledger.finish(claim, result))
+    except ClaimLost:
+        if result.image is not None:
+            bench.images.take_back(result.image)
+        raise
     finally:
         bench.progress.forget(result.job_id)
     bench.announcer.announce(result)

@@ -20,13 +20,14 @@ from producer.broker import open_connection
 from producer.models import ModelTable
 from producer.trace import Progress, Traces
 from workers.announcer import Announcer
-from workers.app import Publisher
+from workers.app import Publisher, gpu_worker_name
 from workers.captures import CaptureKeeper
 from workers.denoising.engine import Engine
 from workers.denoising.threads import run_apart
 from workers.denoising.warm_up import warm_up
 from workers.generate import Workbench
 from workers.images import Images
+from workers.job_records import JobRecords
 from workers.leases import LeaseKeeper
 from workers.ledger import Ledger
 from workers.loading import choose_device, describe_models, open_pool
@@ -48,6 +49,7 @@ class GpuProcess:
     models: ServedModels
     unclaimed: UnclaimedJobs
     publisher: Publisher
+    records: JobRecords
 
 
 @contextmanager
@@ -100,7 +102,10 @@ def _compose(
 ) -> GpuProcess:
     ledger = _open_ledger(settings, stack)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
-    announcer, publisher = Announcer(ledger, traces), Publisher(app)
+    announcer, publisher = (
+        Announcer(ledger, traces),
+        Publisher(app, worker_name=gpu_worker_name(settings.worker)),
+    )
     shipped = read_shipped(settings.worker.model_paths.values())
     cache = stack.enter_context(closing(ApproximateCache.open(settings.cache, shipped=shipped)))
     captures = CaptureKeeper(
@@ -131,6 +136,7 @@ def _compose(
         models=models,
         unclaimed=UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher),
         publisher=publisher,
+        records=JobRecords(connection, traces, app),
     )
 
 

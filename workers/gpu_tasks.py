@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from uuid import UUID
 
+import redis
 from celery import Celery, signals
 from celery.exceptions import Ignore
 
@@ -18,9 +19,9 @@ from producer.queues import bucket_queues
 from producer.result import JobResult
 from workers.admission import only_argument, read_job, require_job_id
 from workers.app import (
-    GPU_WORKER_PREFIX,
     as_failure,
     build_app,
+    gpu_worker_name,
     run_worker,
     show_failed,
     show_revoked,
@@ -34,6 +35,7 @@ from workers.gpu_process import GpuProcess, gpu_process
 from workers.patience import Patience
 from workers.process_settings import ProcessSettings
 from workers.remote_control import cancellations_heard
+from workers.shown import ShownRequest, ShownResult
 from workers.unclaimed import readable_part, utc_now
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def serve(settings: ProcessSettings) -> int:
         with ending_with(process.bench.engine), cancellations_heard(process.bench.leases.stop):
             return run_worker(
                 app,
-                name=f"{GPU_WORKER_PREFIX}{settings.worker.model}",
+                name=gpu_worker_name(settings.worker),
                 queues=[
                     queue
                     for slug in process.models.slugs
@@ -97,9 +99,10 @@ def register(app: Celery, process: GpuProcess) -> None:
     @app.task(  # type: ignore[untyped-decorator]
         name=GENERATE_TASK,
         bind=True,
+        Request=ShownRequest,
         shared=False,  # of this process: another app in it is told of another
     )
-    def generate_task(task: Any, *arguments: object, **named: object) -> dict[str, Any]:
+    def generate_task(task: Any, *arguments: object, **named: object) -> ShownResult:
         fields = only_argument(arguments, named)
         try:
             result = run_job(process, task.request.id, fields, queue=_queue_of(task))
@@ -107,7 +110,7 @@ def register(app: Celery, process: GpuProcess) -> None:
             raise show_failed(task, task.request.id, failure) from None
         match result.status:
             case Status.SUCCEEDED:
-                return result.to_wire()
+                return ShownResult(result)
             case Status.CANCELLED:
                 raise show_revoked(task, result.job_id)
             case _:
@@ -137,6 +140,7 @@ def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) ->
         return _end_before(process, job_id)
     except ClaimLost as error:
         logger.info("%s", error, extra={"job_id": task_id})
+        _leave_no_record(process, job_id)
         raise Ignore from error
     except (StorageUnavailable, EngineClosed) as error:
         logger.error("left to the rescuer: %s", error, extra={"job_id": task_id})
@@ -184,13 +188,28 @@ def _end_before(process: GpuProcess, job_id: UUID) -> JobResult:
     """Tell how the job ended before; raises celery's Ignore where another worker holds it.
 
     Also in the trace: a job submitted again after its trace expired has a new one, that waits.
+    Of a job that was forgotten nothing is told.
     """
     bench = process.bench
     result = bench.patience.outlast(lambda: bench.ledger.result(job_id))
     if result is None:
+        _leave_no_record(process, job_id)
         raise Ignore
     bench.announcer.announce(result)
     return result
+
+
+def _leave_no_record(process: GpuProcess, job_id: UUID) -> None:
+    """Remove trace and Celery's result of a job whose row is gone: it was forgotten.
+
+    Celery has just shown the message as started, with the prompt among its arguments.
+    """
+    bench = process.bench
+    try:
+        if not bench.patience.outlast(lambda: bench.ledger.is_known(job_id)):
+            process.records.remove([str(job_id)])
+    except (redis.RedisError, StorageUnavailable) as error:
+        logger.warning("trace left to expire: %s", error, extra={"job_id": str(job_id)})
 
 
 def _queue_of(task: Any) -> str:

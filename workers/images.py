@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import uuid
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cache.errors import ObjectStoreError
 from cache.objects import S3Objects
 from producer.result import StoredImage
+
+logger = logging.getLogger(__name__)
 
 
 class Images:
@@ -40,6 +44,13 @@ class Images:
             height=int(pixels.shape[0]),
             sha256=hashlib.sha256(png).hexdigest(),
         )
+
+    def take_back(self, image: StoredImage) -> None:
+        """Delete an image that nothing will point at; what is left, the sweep finds."""
+        try:
+            self._objects.delete_many([image.key])
+        except ObjectStoreError as error:
+            logger.warning("image left to the sweep: %s", error, extra={"key": image.key})
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:

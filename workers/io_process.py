@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -27,17 +26,17 @@ from workers.admission import Admission
 from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.cancellation import Cancellation
-from workers.delivery.deliver import DeliverySettings
+from workers.delivery.deliver import Deliverer, DeliverySettings
 from workers.image_urls import ImageUrls
+from workers.job_records import JobRecords
 from workers.ledger import Ledger
 from workers.process_settings import ProcessSettings
 from workers.rescuer import Rescuer
+from workers.retention import Retention
 from workers.settings import WorkerSettings
 from workers.unclaimed import UnclaimedJobs
 
 CONCURRENCY: Final = 16
-# Receivers that answer slowly, or never, must leave threads for cancelling and rescuing.
-_FIRST_DELIVERIES_MAX: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +50,9 @@ class IoProcess:
     announcer: Announcer
     cancellation: Cancellation
     rescuer: Rescuer
-    delivery: DeliverySettings
+    retention: Retention
+    deliverer: Deliverer
     image_urls: ImageUrls
-    first_deliveries: threading.Semaphore  #: how many nudged webhooks may be sent at once
 
 
 class ValkeyLists:
@@ -83,7 +82,9 @@ def io_process(settings: ProcessSettings, app: Celery) -> Iterator[IoProcess]:
         objects = stack.enter_context(
             closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value()))
         )
-        yield _compose(settings, app, connection, database, objects)
+        process = _compose(settings, app, connection, database, objects)
+        stack.callback(process.deliverer.close)
+        yield process
 
 
 def _compose(
@@ -116,6 +117,7 @@ def _compose(
             unclaimed=unclaimed,
             tell_workers=publisher.tell_cancelled,
         ),
+        retention=Retention(database, JobRecords(connection, traces, app), settings.worker),
         rescuer=Rescuer(
             ledger=ledger,
             traces=traces,
@@ -125,15 +127,20 @@ def _compose(
             attempts_max=settings.worker.attempts_max,
             grace_s=settings.worker.resend_grace_s,
         ),
-        delivery=_delivery_settings(settings.worker),
-        image_urls=ImageUrls(
-            ledger=ledger,
-            objects=objects,
-            connection=connection,
-            url_lifetime_s=settings.worker.image_url_lifetime_s,
-            public_url=settings.worker.public_s3_url,
-        ),
-        first_deliveries=threading.BoundedSemaphore(_FIRST_DELIVERIES_MAX),
+        deliverer=Deliverer(database, _delivery_settings(settings.worker)),
+        image_urls=_image_urls(settings.worker, ledger, objects, connection),
+    )
+
+
+def _image_urls(
+    worker: WorkerSettings, ledger: Ledger, objects: S3Objects, connection: redis.Redis
+) -> ImageUrls:
+    return ImageUrls(
+        ledger=ledger,
+        objects=objects,
+        connection=connection,
+        url_lifetime_s=worker.image_url_lifetime_s,
+        public_url=worker.public_s3_url,
     )
 
 
@@ -151,4 +158,8 @@ def _delivery_settings(worker: WorkerSettings) -> DeliverySettings:
         timeout_s=worker.webhook_timeout_s,
         allow_private_addresses=worker.webhook_allow_private_addresses,
         default_secret=worker.webhook_secret,
+        # Room for a database that is slow to be told of an attempt's end.
+        lease_s=2 * worker.webhook_timeout_s + 10,
+        in_flight_max=worker.webhooks_in_flight_max,
+        per_receiver_max=worker.webhooks_per_receiver_max,
     )

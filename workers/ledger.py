@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from cache.forgotten import bound_hashes
 from producer.contract import GenerationJob, canonical_json
 from producer.result import JobResult
 from workers import ledger_statements as statements
@@ -78,7 +79,10 @@ class Ledger:
     def claim(
         self, job_id: uuid.UUID, job: GenerationJob, *, queue: str, received_at: datetime
     ) -> Claim:
-        """Take the job; raises DuplicateDelivery when it is running elsewhere or has ended."""
+        """Take the job.
+
+        Raises DuplicateDelivery when it is running elsewhere, has ended, or was forgotten.
+        """
         values = _row_values(job_id, job, queue, received_at) | {
             "worker": self._worker,
             "lease_s": self._lease_s,
@@ -135,7 +139,8 @@ class Ledger:
     ) -> uuid.UUID | None:
         """End a job that no worker holds: cancelled, past its deadline, invalid, out of attempts.
 
-        Raises DuplicateDelivery, and writes nothing, when a worker holds it or it has ended.
+        Raises DuplicateDelivery, and writes nothing, when a worker holds it, it has ended, or it
+        was forgotten.
         Returns the id of the delivery that is due now, if the job asked for one.
         """
         job_id = uuid.UUID(result.job_id)
@@ -187,6 +192,14 @@ class Ledger:
         with self._engine.begin() as connection:
             connection.execute(statements.MARK_ANNOUNCED, {"id": job_id})
 
+    def is_known(self, job_id: uuid.UUID) -> bool:
+        """Whether the job has a row; one that was claimed, or refused here, and has none is gone.
+
+        Then it was forgotten, or ended so long ago that it has expired.
+        """
+        with self._engine.connect() as connection:
+            return bool(connection.execute(statements.IS_KNOWN, {"id": job_id}).scalar_one())
+
     def result(self, job_id: uuid.UUID) -> JobResult | None:
         """The result of a job that has ended."""
         with self._engine.connect() as connection:
@@ -211,6 +224,8 @@ def _row_values(
         "payload_hash": job.payload_hash,
         "submitted_at": job.submitted_at or received_at,
         "deadline_at": job.deadline_at(received_at),
+        **bound_hashes(job_id, namespace=job.namespace, owner=job.user or ""),
+        "since": job.submitted_at or received_at,
     }
 
 

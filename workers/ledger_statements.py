@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-CLAIM = text("""
+from cache.forgotten import IS_FORGOTTEN
+
+CLAIM = text(f"""
     INSERT INTO jobs (id, namespace, owner, model, queue, job, payload_hash, status, attempt,
                       worker, lease_expires_at, submitted_at, claimed_at, deadline_at)
-    VALUES (:id, :namespace, :owner, :model, :queue, CAST(:job AS jsonb), :payload_hash, 'running',
-            1, :worker, now() + make_interval(secs => :lease_s), :submitted_at, now(), :deadline_at)
+    SELECT :id, :namespace, :owner, :model, :queue, CAST(:job AS jsonb), :payload_hash, 'running',
+           1, :worker, now() + make_interval(secs => :lease_s), :submitted_at, now(),
+           CAST(:deadline_at AS timestamptz)
+     WHERE NOT {IS_FORGOTTEN}
     ON CONFLICT (id) DO UPDATE
        SET status = 'running', attempt = jobs.attempt + 1, worker = EXCLUDED.worker,
            lease_expires_at = EXCLUDED.lease_expires_at, claimed_at = now()
@@ -16,7 +20,7 @@ CLAIM = text("""
        AND (jobs.status = 'submitted'
             OR (jobs.status = 'running' AND jobs.lease_expires_at < now()))
     RETURNING attempt, deadline_at, claimed_at
-""")
+""")  # noqa: S608  a constant
 
 RENEW = text("""
     UPDATE jobs
@@ -34,18 +38,19 @@ FINISH = text("""
     RETURNING id
 """)
 
-END_UNCLAIMED = text("""
+END_UNCLAIMED = text(f"""
     INSERT INTO jobs (id, namespace, owner, model, queue, job, payload_hash, status, attempt,
                       submitted_at, finished_at, deadline_at, result)
-    VALUES (:id, :namespace, :owner, :model, :queue, CAST(:job AS jsonb), :payload_hash, :status, 0,
-            :submitted_at, now(), :deadline_at, CAST(:result AS jsonb))
+    SELECT :id, :namespace, :owner, :model, :queue, CAST(:job AS jsonb), :payload_hash, :status, 0,
+           :submitted_at, now(), CAST(:deadline_at AS timestamptz), CAST(:result AS jsonb)
+     WHERE NOT {IS_FORGOTTEN}
     ON CONFLICT (id) DO UPDATE
        SET status = EXCLUDED.status, finished_at = now(), result = EXCLUDED.result,
            lease_expires_at = NULL
      WHERE jobs.status = 'submitted'
         OR (jobs.status = 'running' AND jobs.lease_expires_at < now())
     RETURNING id
-""")
+""")  # noqa: S608  a constant
 
 REQUEST_CANCEL = text("""
     UPDATE jobs SET cancel_requested_at = COALESCE(cancel_requested_at, now())
@@ -86,3 +91,5 @@ UNANNOUNCED = text("""
 MARK_ANNOUNCED = text("UPDATE jobs SET announced_at = now() WHERE id = :id")
 
 READ_RESULT = text("SELECT result FROM jobs WHERE id = :id AND finished_at IS NOT NULL")
+
+IS_KNOWN = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :id)")

@@ -119,6 +119,7 @@ class Reuse:
             source_job_id=str(claim.job_id),
             states=tuple(states),
             seconds_per_step=denoised.denoise_s / max(denoised.steps_run, 1),
+            begun_at=claim.claimed_at,
         )
         is_refresh = claim.job.cache is CacheMode.REFRESH
         return NewStates(scope=plan.scope, entry=entry, is_refresh=is_refresh)

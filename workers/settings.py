@@ -75,6 +75,20 @@ class WorkerSettings(BaseSettings):
     """One attempt to deliver, all of it."""
     webhook_allow_private_addresses: bool = False
     """Whether webhooks may go to private, loopback and link-local addresses."""
+    webhooks_in_flight_max: int = Field(default=64, ge=1, le=1_024)
+    """Webhooks that one io worker sends at once."""
+    webhooks_per_receiver_max: int = Field(default=8, ge=1, le=1_024)
+    """Of them, to one endpoint, or to one host and port of a namespace's urls."""
+
+    job_retention_s: float = Field(default=30 * 86_400, ge=7_200)
+    """How long an ended job is kept, with its image and webhooks; longer than a message may wait
+    to be delivered again, or the job would run twice."""
+    image_retention_s: float | None = Field(default=None, gt=0)
+    """How long an image is kept after its job's end; unset: as long as the job."""
+    delivery_retention_s: float | None = Field(default=None, gt=0)
+    """How long a webhook is kept once it is delivered or given up; unset: as long as the job."""
+    expire_max: int = Field(default=10_000, ge=1)
+    """Jobs, images and webhooks that one run removes, at most, of each."""
 
     rescue_every_s: float = Field(default=2.0, gt=0)
     """How often lost jobs are looked for."""
@@ -84,6 +98,8 @@ class WorkerSettings(BaseSettings):
     """How often due webhooks are swept; a first attempt does not wait for it."""
     sweep_every_s: float = Field(default=3_600.0, gt=0)
     """How often objects without rows, and rows without objects, are looked for."""
+    expire_every_s: float = Field(default=60.0, gt=0)
+    """How often jobs, images and webhooks past their retention are removed."""
     announce_every_s: float = Field(default=5.0, gt=0)
     """How often ends are told that no client could be told of at once."""
 

@@ -57,6 +57,7 @@ jobs = Table(
     Column("steps_asked", Integer),
     Column("steps_run", Integer),
     Column("announced_at", _INSTANT, comment="when the trace was told of the end"),
+    Column("image_removed_at", _INSTANT, comment="when its retention had passed"),
     CheckConstraint(
         "status IN ('submitted', 'running', 'succeeded', 'failed', 'cancelled')", name="status"
     ),
@@ -75,6 +76,12 @@ jobs = Table(
         postgresql_where=text("finished_at IS NOT NULL AND announced_at IS NULL"),
     ),
     Index("ix_jobs_namespace_owner", "namespace", "owner"),
+    Index("ix_jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    Index(
+        "ix_jobs_with_image",
+        "finished_at",
+        postgresql_where=text("status = 'succeeded' AND image_removed_at IS NULL"),
+    ),
 )
 
 endpoints = Table(
@@ -101,9 +108,17 @@ webhook_deliveries = Table(
     Column("namespace", Text, nullable=False),
     Column("endpoint_name", Text, comment="where url and secrets are read at each attempt"),
     Column("url", Text, comment="given by the job itself; then endpoint_name names its secrets"),
+    Column("receiver", Text, nullable=False, comment="whose deliveries share one bound at once"),
     Column("body", LargeBinary, nullable=False, comment="the exact bytes that are signed and sent"),
     Column("status", Text, nullable=False, server_default="pending"),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column(
+        "attempts_before",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="attempts until the last replay: the retry table counts from there",
+    ),
     Column("next_attempt_at", _INSTANT, nullable=False, server_default=text("now()")),
     Column("last_attempt_at", _INSTANT),
     Column("last_status_code", Integer),
@@ -116,4 +131,28 @@ webhook_deliveries = Table(
     Index(
         "ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")
     ),
+    Index("ix_webhook_deliveries_created_at", "created_at"),
+    Index(
+        "ix_webhook_deliveries_settled",
+        "finished_at",
+        postgresql_where=text("finished_at IS NOT NULL"),
+    ),
+)
+
+webhook_attempts = Table(
+    "webhook_attempts",
+    metadata,
+    Column(
+        "delivery_id",
+        Uuid,
+        ForeignKey("webhook_deliveries.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("attempt", Integer, primary_key=True, comment="a gap is one whose sender died"),
+    Column("attempted_at", _INSTANT, nullable=False),
+    Column("status_code", Integer, comment="null: no answer"),
+    Column("error_kind", Text, comment="null after a 2xx"),
+    Column("error", Text),
+    Column("latency_s", Float, nullable=False),
+    Column("response", LargeBinary, nullable=False, comment="the first bytes of the answer's body"),
 )

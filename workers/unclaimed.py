@@ -85,7 +85,7 @@ def readable_part(fields: object, job_id: str) -> GenerationJob:
     """
     sent = fields if isinstance(fields, dict) else {}
     kept: dict[str, object] = {"prompt": "", "job_id": uuid.UUID(job_id)}
-    for name in ("namespace", "webhook", "metadata", "model"):
+    for name in ("namespace", "user", "webhook", "metadata", "model"):
         try:
             probe = GenerationJob.model_validate({"prompt": "-", name: sent[name]})
         except (KeyError, ValidationError):

@@ -5,22 +5,49 @@ pairs over similarity --> Drawer (the real engine) --> Quality --> MeasurementFi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
-from cache.calibration import Calibration
+import numpy as np
+
+from cache.calibration import FILE_NAME, Calibration
 from evaluation.calibration.drawing import Drawer, DrawingPlan, Drawn
 from evaluation.calibration.floors import Curve, Rule, find_curves, floors
 from evaluation.calibration.measurements import Measurement, MeasurementFile, Scores
-from evaluation.calibration.pairs import Pair
+from evaluation.calibration.pairs import Pair, distinct, draw_pairs
 from evaluation.calibration.quality import Picture, Quality
+from evaluation.prepared import Stages, silent
 from evaluation.vectors import Progress
+from workers.denoising.engine import Engine
 from workers.denoising.families.family import Family
+from workers.denoising.threads import ThreadTable
 
 K_FRACTIONS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of N
 PAIRS_AT_ONCE: Final = 2  # their pictures share forward passes; what a kill can lose
+BATCH_SIZE: Final = 16  # pictures in one forward pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What is measured, and by which rule it is judged."""
+
+    family: Family
+    prompts: Sequence[str]  #: that no evaluation uses
+    qualities: Sequence[Quality]
+    plan: DrawingPlan
+    rule: Rule
+    num_pairs: int
+
+    def pairs(self) -> list[Pair]:
+        """Draw the pairs; raises OptionInvalid where the prompts are too different."""
+        prompts = distinct(self.prompts)
+        vectors = self.family.embedding(prompts)
+        rng = np.random.default_rng(self.plan.seed)
+        return draw_pairs(prompts, vectors, count=self.num_pairs, rng=rng)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +57,37 @@ class Calibrated:
     calibration: Calibration
     curves: tuple[Curve, ...]
     num_pairs: int
+    alphas: dict[str, float]  #: by measure, the share that must be kept
     #: By measure, the share of pairs whose second seed scores under alpha of the first: chance.
     null_share_below: dict[str, float]
+
+
+def calibrate(
+    study: Study,
+    folder: Path,
+    *,
+    num_threads: int,
+    stages: Stages = silent,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Calibrated:
+    """Measure the pairs that the folder lacks; write thresholds.json and curves.json into it.
+
+    Raises OptionInvalid where the folder holds measurements of something else.
+    """
+    pairs = study.pairs()
+    names = [quality.name for quality in study.qualities]
+    file = MeasurementFile(folder / "pairs.jsonl", about(study.plan, pairs, study.family, names))
+    threads = ThreadTable({1: num_threads})
+    with (
+        Engine(study.family, batch_size_max=BATCH_SIZE, threads=threads) as engine,
+        stages("pairs", len(pairs)) as progress,
+    ):
+        drawer = Drawer(engine, study.family, study.plan)
+        measure(pairs, drawer, study.qualities, file, progress=progress)
+    found = conclude(file.done, study.rule, study.plan, study.family, now=clock())
+    found.calibration.write(folder / FILE_NAME)
+    (folder / "curves.json").write_text(json.dumps(asdict(found), indent=1) + "\n", "utf-8")
+    return found
 
 
 def measure(
@@ -84,6 +140,7 @@ def conclude(
         calibration=calibration,
         curves=tuple(curves),
         num_pairs=len(measurements),
+        alphas=dict(rule.alphas),
         null_share_below=null,
     )
 

@@ -1,4 +1,4 @@
-"""`nirvana cache stats, evict, sweep`: look at the cache and keep it in bounds, by hand."""
+"""`nirvana cache stats, evict, sweep, thresholds`: look into the cache, keep it in bounds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from sqlalchemy import Engine
 
-from cache.database import connect
+from cache.calibration import install, list_installed, read_calibration
+from cache.database import connect, transaction
 from cache.eviction import evict as run_eviction
 from cache.objects import S3Objects
 from cache.settings import CacheSettings
@@ -24,7 +26,7 @@ from fleet.errors import NotRunningError
 from fleet.home import connection_environment
 from fleet.settings import load_settings
 
-app = typer.Typer(name="cache", help="Look into the cache; evict; sweep.")
+app = typer.Typer(name="cache", help="Look into the cache; evict; sweep; install thresholds.")
 
 RepairOption = Annotated[bool, typer.Option(help="Remove what is found, too.")]
 
@@ -40,7 +42,7 @@ class _Opened:
 def stats(as_json: JsonOption = False) -> None:
     """Show what the cache holds, and the steps it has saved."""
     output = Output(as_json=as_json)
-    with _opened() as cache:
+    with opened() as cache:
         found = cache_stats(cache.database, capacity_bytes=cache.settings.cache_capacity_bytes)
     output.rich.print(_scope_table(found))
     output.rich.print(_step_table(found))
@@ -56,7 +58,7 @@ def stats(as_json: JsonOption = False) -> None:
 def evict(as_json: JsonOption = False) -> None:
     """Evict now what beat would evict at its next run."""
     output = Output(as_json=as_json)
-    with _opened() as cache:
+    with opened() as cache:
         report = run_eviction(cache.database, cache.objects, cache.settings, now=datetime.now(UTC))
     output.rich.print(
         f"evicted {report.evicted_states:,} states, expired {report.expired_states:,} "
@@ -69,7 +71,7 @@ def evict(as_json: JsonOption = False) -> None:
 def sweep(repair: RepairOption = False, as_json: JsonOption = False) -> None:
     """Look for objects without rows and rows without objects."""
     output = Output(as_json=as_json)
-    with _opened() as cache:
+    with opened() as cache:
         report = run_sweep(
             cache.database,
             cache.objects,
@@ -85,10 +87,43 @@ def sweep(repair: RepairOption = False, as_json: JsonOption = False) -> None:
     output.finish(asdict(report))
 
 
+@app.command()
+def thresholds(
+    file: Annotated[
+        Path | None, typer.Argument(help="thresholds.json to install.", show_default="only list")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Install a calibration, and list those installed; the newest of a model counts.
+
+    A worker takes it up when it starts.
+    """
+    output = Output(as_json=as_json)
+    calibration = None if file is None else read_calibration(file)
+    with opened() as cache, transaction(cache.database) as connection:
+        is_new = calibration is not None and install(connection, calibration)
+        installed = list_installed(connection)
+    table = _table("version", "kind", "model's revision", "embedder", "installed", "k/N: cosine")
+    for one in installed:
+        table.add_row(
+            one.version,
+            one.state_kind,
+            one.revision[:16],
+            one.embedder[-24:],
+            f"{one.installed_at:%Y-%m-%d %H:%M}",
+            ", ".join(f"{fraction:g}: {floor:g}" for fraction, floor in one.thresholds),
+        )
+    output.rich.print(table)
+    if calibration is not None:
+        said = "installed" if is_new else "was installed already"
+        output.rich.print(f"\n{calibration.version} {said}; workers take it up when they start")
+    output.finish({"is_new": is_new, "installed": [asdict(one) for one in installed]})
+
+
 @contextmanager
-def _opened() -> Iterator[_Opened]:
+def opened() -> Iterator[_Opened]:
     """Open the services that the settings name, or those of the fleet on this machine."""
-    settings = CacheSettings.load(**_service_urls())
+    settings = CacheSettings.load(**service_urls())
     database = connect(settings.database_url.get_secret_value(), pool_size=2)
     try:
         with closing(S3Objects.from_url(settings.s3_url.get_secret_value())) as objects:
@@ -97,7 +132,8 @@ def _opened() -> Iterator[_Opened]:
         database.dispose()
 
 
-def _service_urls() -> dict[str, object]:
+def service_urls() -> dict[str, object]:
+    """Settings that the fleet of this machine gives, where the environment has none."""
     if os.environ.get("NIRVANA_DATABASE_URL") and os.environ.get("NIRVANA_S3_URL"):
         return {}
     home = load_settings().home
@@ -115,7 +151,9 @@ def _service_urls() -> dict[str, object]:
 
 
 def _scope_table(found: CacheStats) -> Table:
-    table = _table("scope", "namespace", "model", "size", "N", "prompts", "states", "bytes")
+    table = _table(
+        "scope", "namespace", "model", "size", "N", "thresholds", "prompts", "states", "bytes"
+    )
     for scope in found.by_scope:
         table.add_row(
             str(scope.scope_id),
@@ -123,6 +161,7 @@ def _scope_table(found: CacheStats) -> Table:
             scope.model,
             f"{scope.width}x{scope.height}",
             str(scope.num_inference_steps),
+            scope.thresholds_version,
             f"{scope.num_prompts:,}",
             f"{scope.num_states:,}",
             f"{scope.num_bytes:,}",

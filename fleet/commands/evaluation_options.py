@@ -27,7 +27,8 @@ RowsOption = Annotated[
 CacheDirOption = Annotated[
     Path | None,
     typer.Option(
-        help="Where embeddings and neighbours are kept. [default: ~/.cache/nirvana/evaluation]",
+        help="Where embeddings and neighbours are kept.",
+        show_default="~/.cache/nirvana/evaluation",
         rich_help_panel=_LOG,
     ),
 ]
@@ -40,22 +41,26 @@ OutOption = Annotated[
 SharingOption = Annotated[
     SharedBy | None,
     typer.Option(
-        help="Whose states a job may start from. [default: user, or namespace without users]",
+        help="Whose states a job may start from.",
+        show_default="user, or namespace without users",
         rich_help_panel=_CACHES,
     ),
 ]
 PolicyOption = Annotated[
-    list[Policy] | None, typer.Option(help="[default: all]", rich_help_panel=_CACHES)
+    list[Policy] | None,
+    typer.Option(help="Of eviction.", show_default="all", rich_help_panel=_CACHES),
 ]
 CapacityOption = Annotated[
     list[float] | None,
     typer.Option(
-        help="Percent of what the log would fill. [default: 1, 5, 10, 25, 50, 100]",
+        help="Percent of what the log would fill.",
+        show_default="1, 5, 10, 25, 50, 100",
         rich_help_panel=_CACHES,
     ),
 ]
 StateKindOption = Annotated[
-    list[StateKind] | None, typer.Option(help="[default: both]", rich_help_panel=_CACHES)
+    list[StateKind] | None,
+    typer.Option(help="Of states.", show_default="both", rich_help_panel=_CACHES),
 ]
 StepsOption = Annotated[
     int, typer.Option(min=4, help="Denoising steps of a job.", rich_help_panel=_CACHES)
@@ -64,7 +69,8 @@ ThresholdsOption = Annotated[
     str | None,
     typer.Option(
         metavar="SHARE:COSINE,...",
-        help="Skip a share of the steps above a cosine: 0.1:0.65,0.5:0.95. [default: the paper's]",
+        help="Skip a share of the steps above a cosine: 0.1:0.65,0.5:0.95.",
+        show_default="the paper's",
         rich_help_panel=_CACHES,
     ),
 ]
@@ -137,7 +143,7 @@ GpusOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="[default: as many as are busy for 90 % of the time without a cache]",
+        show_default="as many as are busy for 90 % of the time without a cache",
         rich_help_panel=_COSTS,
     ),
 ]

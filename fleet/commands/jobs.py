@@ -167,7 +167,7 @@ def _submit(request: Request, output: Output, out: Path | None) -> int:
         check_jobs(client, settings, lines)
         known = client.known([line.job.job_id for line in lines if line.job.job_id is not None])
         job_ids = _send(client, [line.job for line in lines], output)
-        _tell_known(len(known), len(lines), output)
+        _tell_known(len(known), request, output)
         if not request.is_waiting:
             _show_sent(client, job_ids, known, output)
             return 0
@@ -180,10 +180,10 @@ def _submit(request: Request, output: Output, out: Path | None) -> int:
     return 0 if all(job.result.status is Status.SUCCEEDED for job in finished) else FAILED
 
 
-def _tell_known(num_known: int, num_jobs: int, output: Output) -> None:
+def _tell_known(num_known: int, request: Request, output: Output) -> None:
     if num_known:
-        hint = "; --again sends them once more" if num_jobs > 1 else ""
-        output.notes.print(f"{num_known} of {num_jobs} jobs were sent before{hint}")
+        hint = "" if request.resumed_file is None else "; --again sends them once more"
+        output.notes.print(f"{num_known} of {len(request.lines)} jobs were sent before{hint}")
 
 
 def _show_sent(client: Client, job_ids: list[str], known: set[str], output: Output) -> None:

@@ -125,6 +125,7 @@ class Receiver:
     url: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     webhook_ids: list[str] = field(default_factory=list)
+    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)  # headers, body
 
     def of(self, job_id: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["data"]["job_id"] == job_id]
@@ -138,6 +139,7 @@ def receiving() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
+            receiver.requests.append(({k.lower(): v for k, v in self.headers.items()}, body))
             receiver.events.append(json.loads(body))
             receiver.webhook_ids.append(self.headers["webhook-id"])
             self.send_response(204)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 
 from cache import index, scopes
 from cache.approximate import ApproximateCache
+from cache.calibration import Calibration
 from cache.database import connect, transaction
 from cache.entry import (
     Embedding,
@@ -120,7 +121,12 @@ def settings(
 
 @contextmanager
 def running_cache(
-    database_url: str, objects: ObjectStore, *, clock: Clock | None = None, **changes: Any
+    database_url: str,
+    objects: ObjectStore,
+    *,
+    clock: Clock | None = None,
+    shipped: Sequence[Calibration] = (),
+    **changes: Any,
 ) -> Iterator[ApproximateCache]:
     """A cache on a migrated database; `changes` are settings. Generous with time: CI is slow."""
     chosen = settings(database_url, **{"cache_budget_s": 10.0, **changes})
@@ -132,7 +138,12 @@ def running_cache(
         pool_timeout_s=chosen.cache_budget_s,
     )
     cache = ApproximateCache(
-        chosen, objects, reader=reader, writer=connect(database_url), clock=clock or Clock()
+        chosen,
+        objects,
+        reader=reader,
+        writer=connect(database_url),
+        shipped=shipped,
+        clock=clock or Clock(),
     )
     try:
         yield cache
@@ -154,7 +165,7 @@ def migrated(database_url: str) -> Iterator[Engine]:
 def empty(engine: Engine) -> None:
     """Delete all rows of the cache, and the indexes made for its scopes."""
     with transaction(engine) as connection:
-        connection.execute(text("TRUNCATE namespaces, doomed_objects CASCADE"))
+        connection.execute(text("TRUNCATE namespaces, doomed_objects, calibrations CASCADE"))
         connection.execute(text(f"DROP INDEX IF EXISTS ix_cached_prompts_nearest_{DIMENSION}"))
 
 

@@ -20,6 +20,7 @@ from producer.errors import JobFailed
 from producer.result import JobError, JobResult
 from producer.settings import ProducerSettings
 from workers.app import Publisher, build_app
+from workers.dead_letters import DeadLetters
 from workers.settings import WorkerSettings
 
 QUEUE = "generate.small"
@@ -58,18 +59,40 @@ def envelope(**changes: Any) -> bytes:
     return json.dumps(whole | changes).encode()
 
 
-MALFORMED = {
+NO_ENVELOPE = {
+    "no JSON": b"hello",
+    "no text": b"\xff\xfe\x00",
+    "nothing": b"",
+    "a number": b"7",
+    "a list": b"[]",
+    "an empty object": b"{}",
+    "nested without end": b"[" * 200_000,
+    "a huge number": b"1" * 5_000,
+    "no properties": envelope(properties=None),
+    "a tag of no text": envelope(
+        properties={"delivery_tag": ["x"], "delivery_info": {"exchange": "", "routing_key": QUEUE}}
+    ),
+    "no delivery information": envelope(properties={"delivery_tag": "t"}),
+    "body of no base64": envelope(body="e"),
+    "a body that is a number": envelope(body=7),
+    "a type of kombu's that is none": b'{"__type__": "datetime", "__value__": "never"}',
+}
+NO_TASK = {
     "no id": envelope(headers={"task": "nirvana.generate"}),
     "a number for an id": envelope(headers={"task": "nirvana.generate", "id": 12}),
     "no headers": envelope(headers=None),
+    "headers that are a list": envelope(headers=[]),
     "unknown task": envelope(headers={"task": "no.such.task", "id": str(uuid.uuid4())}),
-    "body of no JSON": envelope(body="e30="),
+    "a task that is a list": envelope(headers={"task": [], "id": str(uuid.uuid4())}),
+    "a body that is no call": envelope(body="e30="),
+    "a body that is no JSON": envelope(body="e30" + "e30="),
     "pickle": envelope(**{"content-type": "application/x-python-serialize"}),
 }
+MALFORMED = NO_ENVELOPE | NO_TASK
 
 
 @pytest.mark.parametrize("message", MALFORMED.values(), ids=MALFORMED)
-def test_a_worker_outlives_a_message_that_nobody_can_read(
+def test_a_worker_outlives_and_keeps_a_message_that_nobody_can_read(
     app: Celery, broker_url: str, message: bytes
 ) -> None:
     done = threading.Event()
@@ -87,3 +110,16 @@ def test_a_worker_outlives_a_message_that_nobody_can_read(
             assert done.wait(5)
         assert broker.llen(QUEUE) == 0
         assert broker.hlen("unacked") == 0
+        letters = DeadLetters(broker)
+        (letter,) = letters.read()
+        assert (letter.queue, letter.list_name) == (QUEUE, QUEUE)
+        assert letter.reason
+        assert _same(letter.encoded(), message)
+        letters.retry([letter.letter_id])
+        assert _same(broker.lindex(QUEUE, 0), message)
+
+
+def _same(kept: bytes | None, sent: bytes) -> bool:
+    """Whether it is the message, or for one that was read its JSON."""
+    assert kept is not None
+    return kept == sent or json.loads(kept) == json.loads(sent)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,7 +25,7 @@ from tests.unit.delivery.ended_jobs import (
     to,
 )
 from tests.unit.delivery.receiver import receiver, status
-from workers.delivery.deliver import DeliveryReport, DeliverySettings, deliver
+from workers.delivery.deliver import DeliveryReport, DeliverySettings
 from workers.delivery.retry import RETRY_DELAYS_S
 from workers.tables import endpoints, webhook_deliveries
 
@@ -57,14 +58,13 @@ def test_a_nudge_does_not_wait_for_a_clock_that_is_behind(engine: Engine) -> Non
     assert report.delivered == 1
 
 
-def test_a_sweep_takes_what_is_due_longest_first_up_to_its_limit(engine: Engine) -> None:
+def test_a_sweep_takes_what_is_due_longest_first_within_its_bound(engine: Engine) -> None:
     with receiver() as server:
         late, early = (end_job(engine, to(server), now=NOW + timedelta(seconds=s)) for s in (1, 0))
         future = end_job(engine, to(server), now=NOW + timedelta(hours=1))
-        at = NOW + timedelta(seconds=2)
-        assert run(engine, now=at, limit=1).delivered == 1
-        assert run(engine, now=at).delivered == 1
-        assert run(engine, now=at) == DeliveryReport()
+        at, one_by_one = NOW + timedelta(seconds=2), replace(SETTINGS, in_flight_max=1)
+        assert run(engine, one_by_one, now=at).delivered == 2
+        assert run(engine, one_by_one, now=at) == DeliveryReport()
     sent = [request.headers["webhook-id"] for request in server.requests]
     assert sent == [str(early), str(late)]
     assert str(future) not in sent
@@ -118,7 +118,7 @@ def test_retry_after_puts_the_next_attempt_off(engine: Engine) -> None:
 def test_jitter_puts_the_next_attempt_off_by_a_tenth_at_most(engine: Engine) -> None:
     with receiver(status(500)) as server:
         end_job(engine, to(server))
-        deliver(engine, SETTINGS, now=NOW, jitter=lambda: 0.5)
+        run(engine, jitter=0.5)
     row = only_row(engine)
     assert (row.next_attempt_at - row.last_attempt_at).total_seconds() == 5.25
 
@@ -131,7 +131,7 @@ def test_a_refused_connection_a_timeout_and_a_redirect_are_retried(engine: Engin
         with receiver(status(301, f"location: {other.url()}")) as moved:
             for url in (closed, silent.url(), dripping.url(), moved.url()):
                 end_job(engine, Webhook(url=url))
-            report = deliver(engine, settings, now=NOW)
+            report = run(engine, settings)
         assert report == DeliveryReport(claimed=4, retried=4)
         assert other.requests == []
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_sent_fails_at_once_with_its_reason(
     register(engine, "only-secrets", None, TENANT_SECRET)
     end_job(engine, webhook)
     settings = DeliverySettings(default_secret=default_secret)
-    assert deliver(engine, settings, now=NOW) == DeliveryReport(claimed=1, failed=1)
+    assert run(engine, settings) == DeliveryReport(claimed=1, failed=1)
     row = only_row(engine)
     assert (row.status, row.last_error, row.last_status_code) == ("failed", reason, None)
 

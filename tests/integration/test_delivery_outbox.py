@@ -21,6 +21,7 @@ from tests.unit.delivery.ended_jobs import (
     run,
 )
 from workers.delivery import outbox
+from workers.delivery.claims import Bound, claim_due
 from workers.delivery.deliver import DeliveryReport, DeliverySettings
 from workers.tables import jobs
 
@@ -102,7 +103,7 @@ def test_the_claim_reads_the_index_of_due_deliveries(engine: Engine) -> None:
         event.listen(
             connection, "before_cursor_execute", lambda *args: statements.append(args[2:4])
         )
-        outbox.claim_due(connection, limit=10, now=NOW, lease_s=60)
+        claim_due(connection, limit=10, now=NOW, lease_s=60, bound=Bound(per_receiver_max=8))
         statement, parameters = statements[0]
         # The table is empty: what counts is that the statement lets the index be used.
         connection.execute(text("SET LOCAL enable_seqscan = off"))

@@ -9,6 +9,7 @@ from typing import Any
 import httpcore
 import pytest
 from sqlalchemy import Engine, select
+from sqlalchemy.exc import OperationalError
 
 from producer.contract import Webhook
 from tests.unit.delivery.ended_jobs import (
@@ -20,11 +21,14 @@ from tests.unit.delivery.ended_jobs import (
     to,
 )
 from tests.unit.delivery.receiver import receiver
-from workers.delivery import outbox
+from workers.delivery import records
+from workers.delivery.claims import Bound, claim_due
 from workers.delivery.deliver import DeliveryReport
 from workers.delivery.network import Network
-from workers.delivery.webhooks import Attempt
+from workers.delivery.webhooks import Attempt, ErrorKind
 from workers.tables import webhook_deliveries
+
+BOUND = Bound(per_receiver_max=8)
 
 
 @pytest.fixture
@@ -55,8 +59,8 @@ def test_a_claim_passes_over_what_another_is_claiming(engine: Engine) -> None:
     for _ in range(3):
         end_job(engine, Webhook(url="https://example.com/"))
     with engine.begin() as one, engine.begin() as other:
-        first = outbox.claim_due(one, limit=2, now=NOW, lease_s=60)
-        second = outbox.claim_due(other, limit=2, now=NOW, lease_s=60)
+        first = claim_due(one, limit=2, now=NOW, lease_s=60, bound=BOUND)
+        second = claim_due(other, limit=2, now=NOW, lease_s=60, bound=BOUND)
     assert [len(first), len(second)] == [2, 1]
     assert {d.id for d in first}.isdisjoint(d.id for d in second)
 
@@ -76,14 +80,13 @@ def test_a_sender_that_dies_between_sending_and_recording_is_followed_by_another
     """The receiver sees it twice under one webhook-id, and can tell."""
 
     def die(*_: object, **__: object) -> None:
-        raise SystemExit
+        raise OperationalError("INSERT", {}, ConnectionError("the database is away"))
 
     with receiver() as server:
         delivery_id = end_job(engine, to(server))
         with monkeypatch.context() as patch:
-            patch.setattr(outbox, "record", die)
-            with pytest.raises(SystemExit):
-                run(engine)
+            patch.setattr(records, "record", die)
+            assert run(engine) == DeliveryReport(claimed=1, unrecorded=1)
         # Its lease still holds ...
         almost = NOW + timedelta(seconds=59)
         assert run(engine, now=almost).claimed == 0
@@ -99,15 +102,15 @@ def test_a_sender_that_was_overtaken_writes_nothing_but_success(engine: Engine) 
     end_job(engine, Webhook(url="https://example.com/"))
     later = NOW + timedelta(seconds=60)
     with engine.begin() as connection:
-        (frozen,) = outbox.claim_due(connection, limit=1, now=NOW, lease_s=60)
-        (current,) = outbox.claim_due(connection, limit=1, now=later, lease_s=60)
-        refused = Attempt(error="late news", is_refused=True)
-        assert outbox.record(connection, frozen, refused, now=later, jitter=0) is None
+        (frozen,) = claim_due(connection, limit=1, now=NOW, lease_s=60, bound=BOUND)
+        (current,) = claim_due(connection, limit=1, now=later, lease_s=60, bound=BOUND)
+        refused = Attempt(error="late news", error_kind=ErrorKind.REFUSED)
+        assert records.record(connection, frozen, refused, now=later, jitter=0) is None
     assert only_row(engine).status == "pending"
     with engine.begin() as connection:
         success, failure = Attempt(status_code=200), Attempt(status_code=500, error="answered 500")
-        assert outbox.record(connection, frozen, success, now=later, jitter=0) == "delivered"
-        assert outbox.record(connection, current, failure, now=later, jitter=0) is None
+        assert records.record(connection, frozen, success, now=later, jitter=0) == "delivered"
+        assert records.record(connection, current, failure, now=later, jitter=0) is None
     assert only_row(engine).status == "delivered"
 
 
@@ -156,6 +159,6 @@ def test_a_receiver_with_a_backlog_delays_no_other(engine: Engine) -> None:
         delivery_id = end_job(engine, to(server), now=NOW + timedelta(seconds=1))
         with engine.begin() as connection:
             at = NOW + timedelta(seconds=2)
-            claimed = outbox.claim_due(connection, limit=2, now=at, lease_s=60)
+            claimed = claim_due(connection, limit=2, now=at, lease_s=60, bound=BOUND)
     assert {delivery.url for delivery in claimed} == {silent.url(), server.url()}
     assert delivery_id in {delivery.id for delivery in claimed}

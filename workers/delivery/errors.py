@@ -1,9 +1,13 @@
-"""Why a webhook is not sent at all, and will not be tried again.
+"""Why a webhook is not sent at all, and will not be tried again; why an endpoint is not changed.
 
 DeliveryError
 ├── AddressRefused      the receiver is not at a public address
 ├── UrlRefused          the url cannot be requested
 └── ReceiverRefused     no url or no secret to send with, or a disabled endpoint
+EndpointError
+├── EndpointExists      the namespace has one of that name
+├── EndpointUnknown     the namespace has none of that name
+└── RotationState       a rotation is under way, or none is
 """
 
 from __future__ import annotations
@@ -32,3 +36,25 @@ class UrlRefused(DeliveryError):
 
 class ReceiverRefused(DeliveryError):
     """There is nobody to send the webhook to, or nothing to sign it with."""
+
+
+class EndpointError(Exception):
+    """The endpoint cannot be changed so."""
+
+
+class EndpointExists(EndpointError):
+    """The namespace has an endpoint of that name."""
+
+    def __init__(self, namespace: str, name: str) -> None:
+        super().__init__(f"namespace '{namespace}' has an endpoint '{name}' already")
+
+
+class EndpointUnknown(EndpointError):
+    """The namespace has no endpoint of that name."""
+
+    def __init__(self, namespace: str, name: str) -> None:
+        super().__init__(f"namespace '{namespace}' has no endpoint '{name}'")
+
+
+class RotationState(EndpointError):
+    """A rotation is under way, or none is."""

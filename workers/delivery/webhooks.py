@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import base64
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from workers.delivery.network import Network
 from workers.delivery.retry import parse_retry_after
 
 RESPONSE_BYTES_MAX: Final = 64 * 1024
+RESPONSE_BYTES_KEPT: Final = 1_024  # of an answer's body, for whoever looks for the fault
 ERROR_CHARACTERS_MAX: Final = 500
 
 
@@ -35,6 +37,18 @@ class Verdict(StrEnum):
     FAILED = "failed"  # to be tried again
     GONE = "gone"  # 410: the receiver wants no webhook any more
     REFUSED = "refused"  # by us; another try would end the same way
+
+
+class ErrorKind(StrEnum):
+    """What went wrong, in one word."""
+
+    STATUS = "status"  # an answer other than 2xx
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"  # no such name, refused, reset
+    TLS = "tls"
+    PROTOCOL = "protocol"  # no HTTP answer
+    REFUSED = "refused"  # by us, before anything was sent
+    INTERNAL = "internal"  # a fault of ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +63,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What came of one attempt; `error` is None only after a 2xx."""
+    """What came of one attempt; `error` and its kind are None only after a 2xx."""
 
     status_code: int | None = None
     error: str | None = None
+    error_kind: ErrorKind | None = None
     latency_s: float = 0.0
     retry_after_s: float | None = None
-    is_refused: bool = False
+    response: bytes = field(default=b"", repr=False)  # the first bytes of the answer's body
 
     @property
     def verdict(self) -> Verdict:
         """What follows from it."""
-        if self.is_refused:
+        if self.error_kind is ErrorKind.REFUSED:
             return Verdict.REFUSED
         if self.status_code == 410:
             return Verdict.GONE
@@ -80,21 +95,29 @@ def send(message: Message, *, network: Network, timeout_s: float, now: datetime)
     """Send it once, signed as of `now`; whatever goes wrong is told in the attempt."""
     started_s = time.monotonic()
     try:
-        answer = _post(message, network=network, timeout_s=timeout_s, now=now)
+        answer, beginning = _post(message, network=network, timeout_s=timeout_s, now=now)
     except (DeliveryError, SecretInvalid) as refusal:
-        return _failure(str(refusal), started_s, is_refused=True)
+        return _failure(ErrorKind.REFUSED, str(refusal), started_s)
     except httpcore.TimeoutException:
-        return _failure(f"no answer within {timeout_s:g} s", started_s)
+        return _failure(ErrorKind.TIMEOUT, f"no answer within {timeout_s:g} s", started_s)
     except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-        return _failure(f"{type(error).__name__}: {error}", started_s)
-    return _attempt(answer, latency_s=time.monotonic() - started_s, now=now)
+        return _failure(_kind_of(error), f"{type(error).__name__}: {error}", started_s)
+    return _attempt(answer, beginning, latency_s=time.monotonic() - started_s, now=now)
+
+
+def _kind_of(error: Exception) -> ErrorKind:
+    # httpcore's own errors hold the one they stand for; its pool cuts their chain.
+    if any(isinstance(inner, ssl.SSLError) for inner in (error, *error.args)):
+        return ErrorKind.TLS
+    is_answer = isinstance(error, httpcore.ProtocolError)
+    return ErrorKind.PROTOCOL if is_answer else ErrorKind.CONNECTION
 
 
 def _post(
     message: Message, *, network: Network, timeout_s: float, now: datetime
-) -> httpcore.Response:
-    """Post it and read the beginning of the answer."""
-    url = _parsed(message.url)
+) -> tuple[httpcore.Response, bytes]:
+    """Post it; returns the answer and the first bytes of its body."""
+    url = parse_url(message.url)
     with (
         network.connections(timeout_s=timeout_s) as connections,
         connections.stream(
@@ -106,11 +129,11 @@ def _post(
             content=message.body,
         ) as answer,
     ):
-        _drain(answer)
-        return answer
+        return answer, _beginning(answer)
 
 
-def _parsed(text: str) -> httpx.URL:
+def parse_url(text: str) -> httpx.URL:
+    """Read a url that webhooks can be sent to; raises UrlRefused."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, ValueError) as error:
@@ -138,35 +161,41 @@ def _headers(message: Message, url: httpx.URL, *, timestamp: str) -> list[tuple[
     return headers
 
 
-def _drain(answer: httpcore.Response) -> None:
-    """Read a little of the body, so that ordinary receivers see their answer taken."""
-    num_bytes = 0
+def _beginning(answer: httpcore.Response) -> bytes:
+    """Read a little of the body, so that ordinary receivers see their answer taken; keep less."""
+    kept, num_bytes = b"", 0
     try:
         for chunk in answer.iter_stream():
+            kept += chunk[: RESPONSE_BYTES_KEPT - len(kept)]
             num_bytes += len(chunk)
             if num_bytes >= RESPONSE_BYTES_MAX:
-                return
+                break
     except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError):
-        return  # the status line has been read, and decides
+        pass  # the status line has been read, and decides
+    return kept
 
 
-def _attempt(answer: httpcore.Response, *, latency_s: float, now: datetime) -> Attempt:
+def _attempt(
+    answer: httpcore.Response, beginning: bytes, *, latency_s: float, now: datetime
+) -> Attempt:
     if 200 <= answer.status < 300:
-        return Attempt(status_code=answer.status, latency_s=latency_s)
+        return Attempt(status_code=answer.status, latency_s=latency_s, response=beginning)
     headers = {name.lower(): value for name, value in answer.headers}
     asked = headers.get(b"retry-after", b"").decode("latin-1")
     return Attempt(
         status_code=answer.status,
         error=f"answered {answer.status}",
+        error_kind=ErrorKind.STATUS,
         latency_s=latency_s,
         retry_after_s=parse_retry_after(asked, now=now),
+        response=beginning,
     )
 
 
-def _failure(reason: str, started_s: float, *, is_refused: bool = False) -> Attempt:
+def _failure(kind: ErrorKind, reason: str, started_s: float) -> Attempt:
     # PostgreSQL's text holds no U+0000, and a receiver's words may be long.
     return Attempt(
         error=reason.replace("\x00", "")[:ERROR_CHARACTERS_MAX],
+        error_kind=kind,
         latency_s=time.monotonic() - started_s,
-        is_refused=is_refused,
     )

@@ -54,6 +54,7 @@ def test_passwords_are_not_shown() -> None:
         ("NIRVANA_CACHE_POLICY", "random", "'lcbfu-aged', 'lru'"),
         ("NIRVANA_CACHE_SHARING", "world", "'user' or 'namespace'"),
         ("NIRVANA_CACHE_STATE_KIND", "both", "'intermediate' or 'final'"),
+        ("NIRVANA_CACHE_THRESHOLDS", "mine", "'calibrated' or 'paper'"),
         ("NIRVANA_CACHE_K_FRACTIONS", ",", "between 0 and 1"),
         ("NIRVANA_CACHE_K_FRACTIONS", "0.1,1.5", "between 0 and 1"),
         ("NIRVANA_CACHE_K_FRACTIONS", "0.1,half", "valid number"),

@@ -13,7 +13,8 @@ from producer.contract import GenerationJob, Status, Webhook
 from producer.result import JobResult
 from tests.unit.delivery.receiver import Receiver
 from workers.delivery import outbox
-from workers.delivery.deliver import DeliveryReport, DeliverySettings, deliver
+from workers.delivery.deliver import Deliverer, DeliveryReport, DeliverySettings
+from workers.delivery.network import Network
 from workers.tables import endpoints, jobs, metadata, webhook_deliveries
 
 SECRET = "whsec_" + base64.b64encode(b"d" * 24).decode()
@@ -76,8 +77,22 @@ def only_row(engine: Engine) -> Row[Any]:
         return connection.execute(select(webhook_deliveries)).one()
 
 
-def run(engine: Engine, *, now: datetime = NOW, **options: Any) -> DeliveryReport:
-    return deliver(engine, SETTINGS, now=now, jitter=lambda: 0.0, **options)
+def run(
+    engine: Engine,
+    settings: DeliverySettings = SETTINGS,
+    *,
+    now: datetime = NOW,
+    jitter: float = 0.0,
+    delivery_id: uuid.UUID | None = None,
+    network: Network | None = None,
+) -> DeliveryReport:
+    """Send what is due at `now` and wait for its end."""
+    deliverer = Deliverer(
+        engine, settings, network=network, clock=lambda: now, jitter=lambda: jitter
+    )
+    deliverer.send_due(delivery_id)
+    assert deliverer.wait_idle(20)
+    return deliverer.report()
 
 
 def to(server: Receiver) -> Webhook:

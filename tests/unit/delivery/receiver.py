@@ -128,10 +128,10 @@ def read_request(connection: socket.socket) -> Request | None:
 
 @contextmanager
 def receiver(
-    *answers: Callable[[socket.socket], None] | str, is_tls: bool = False
+    *answers: Callable[[socket.socket], None] | str, is_tls: bool = False, port: int = 0
 ) -> Iterator[Receiver]:
-    """Serve on a free port of 127.0.0.1; a str names one of Receiver's own answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    """Serve on 127.0.0.1, by default any free port; a str names one of Receiver's own answers."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = Receiver(listener, listener.getsockname()[1], [])
         server.answers = [
             getattr(server, answer) if isinstance(answer, str) else answer for answer in answers

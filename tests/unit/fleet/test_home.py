@@ -15,7 +15,9 @@ from fleet.record import ChildRecord, FleetRecord, FlowerAddress, ProcessIdentit
 RECORD = FleetRecord(
     supervisor=ProcessIdentity(pid=1, created_at=2.5),
     addresses=Addresses(database_url="postgresql://d", broker_url="redis://b", s3_url="http://s"),
-    flower=FlowerAddress(url="http://127.0.0.1:5555", user="nirvana", password="secret"),
+    flower=FlowerAddress(
+        url="http://127.0.0.1:5555", user="nirvana", password="secret", state_path="state"
+    ),
     children=(
         ChildRecord(
             name="gpu",

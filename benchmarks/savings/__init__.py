@@ -1,0 +1,1 @@
+"""What the cache saves on the shipped model, and at which quality."""

@@ -1,0 +1,1 @@
+"""What the cache of a running fleet did save: read from its jobs."""

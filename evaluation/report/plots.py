@@ -1,0 +1,99 @@
+"""The report's plots, and its pairs of images."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final
+
+from cache.errors import ObjectStoreError
+from evaluation.errors import PackageMissing
+from evaluation.figures import Plot, draw, style
+from evaluation.report.savings import ImagePair, Savings
+
+logger = logging.getLogger(__name__)
+
+SIDE: Final = 256  # pixels of each image of a pair
+GAP: Final = 8
+
+ReadImage = Callable[[str], bytes]  # by key; raises ObjectStoreError
+
+
+def report_plots(found: Savings) -> list[Plot]:
+    """Savings over time and hits by k; none where no job has ended."""
+    return [_over_time(found), _by_k(found)] if found.num_jobs else []
+
+
+def pair_pictures(found: Savings, read: ReadImage) -> list[Plot]:
+    """Each hit beside the image its state came from; one whose image is gone is left out."""
+    shown: list[Plot] = []
+    for pair in found.pairs:
+        try:
+            images = [read(pair.source_image_key), read(pair.image_key)]
+        except ObjectStoreError as error:  # expired, or the store is down: the numbers stand
+            logger.warning("a pair is left out: %s", error)
+            continue
+        shown.append(_beside(len(shown) + 1, pair, images))
+    return shown
+
+
+def _over_time(found: Savings) -> Plot:
+    def paint(axes: Any) -> None:
+        times = [period.starts_at for period in found.by_period]
+        saved = [_percent(1 - p.steps_run / p.steps_asked) for p in _asked(found)]
+        hits = [_percent(period.num_hits / period.num_jobs) for period in found.by_period]
+        axes.plot([p.starts_at for p in _asked(found)], saved, label="steps saved", **style(0))
+        axes.plot(times, hits, label="jobs that were hits", **style(1))
+        axes.set(ylabel="%", ylim=(0, 100), xlim=(times[0], found.until))
+        locator = axes.xaxis.get_major_locator()
+        dates = import_module("matplotlib.dates")
+        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+        axes.legend(frameon=False)
+
+    return draw(
+        "savings-over-time",
+        "Savings over time",
+        f"{found.num_jobs:,} jobs that succeeded, {found.since:%Y-%m-%d %H:%M} to "
+        f"{found.until:%Y-%m-%d %H:%M} (UTC).",
+        paint,
+    )
+
+
+def _by_k(found: Savings) -> Plot:
+    def paint(axes: Any) -> None:
+        names = [str(k) for k in found.hits_by_k]
+        axes.bar(names, list(found.hits_by_k.values()), color="#1b6ca8", width=0.6)
+        axes.set(xlabel="steps skipped", ylabel="hits")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+
+    return draw("hits-by-k", "Hits by steps skipped", f"{found.num_hits:,} hits.", paint)
+
+
+def _beside(number: int, pair: ImagePair, pngs: list[bytes]) -> Plot:
+    try:
+        image = import_module("PIL.Image")
+    except ModuleNotFoundError:
+        raise PackageMissing("pillow", needed_for="image pairs") from None
+    canvas = image.new("RGB", (2 * SIDE + GAP, SIDE), "white")
+    for place, png in enumerate(pngs):
+        opened = image.open(io.BytesIO(png)).convert("RGB").resize((SIDE, SIDE))
+        canvas.paste(opened, (place * (SIDE + GAP), 0))
+    stream = io.BytesIO()
+    canvas.save(stream, format="PNG")
+    return Plot(
+        name=f"pair-{number:02}",
+        title=pair.prompt,
+        caption=f"Left: “{pair.source_prompt}”. Right, from its state after step {pair.k} "
+        f"(cosine {pair.similarity:.3f}): “{pair.prompt}”.",
+        png=stream.getvalue(),
+    )
+
+
+def _asked(found: Savings) -> list[Any]:
+    return [period for period in found.by_period if period.steps_asked]
+
+
+def _percent(share: float) -> float:
+    return 100 * share

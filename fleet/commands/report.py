@@ -1,0 +1,100 @@
+"""`nirvana report`: what the cache of a running fleet did save."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.table import Table
+
+from cache.database import transaction
+from cache.stats import cache_stats
+from evaluation.pages import write_page
+from evaluation.report.plots import pair_pictures, report_plots
+from evaluation.report.savings import Savings, read_savings
+from fleet.commands.cache import opened
+from fleet.commands.console import JsonOption, Output
+from fleet.commands.evaluation_options import GpuPriceOption, SecondsPerStepOption
+from fleet.commands.evaluation_setup import parse_prices
+
+app = typer.Typer()
+
+CAVEATS: Final = (
+    "Failed and cancelled jobs are left out: they saved nothing that anybody got.",
+    "GPU hours are of denoising steps only; encoding, lookup and decoding run on every job.",
+    "Seconds are from a job's claim to its end, among whatever else the worker was drawing.",
+    "Whether a reused image is good enough, the pairs show; a number needs `nirvana calibrate`.",
+)
+
+
+@app.command("report", rich_help_panel="The cache")
+def report_savings(
+    days: Annotated[float, typer.Option(min=1e-3, help="How far to look back.")] = 7.0,
+    namespace: Annotated[
+        str | None, typer.Option(help="Only its jobs.", show_default="all")
+    ] = None,
+    seconds_per_step: SecondsPerStepOption = None,
+    gpu_price: GpuPriceOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A folder for plots and image pairs: PNG, and one HTML page."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the cache has saved: steps, hits by k, seconds, storage, money; as a page, too."""
+    output = Output(as_json=as_json)
+    prices = parse_prices(seconds_per_step, gpu_price)
+    until = datetime.now(UTC)
+    with opened() as cache:
+        with transaction(cache.database) as connection:
+            found = read_savings(
+                connection,
+                since=until - timedelta(days=days),
+                until=until,
+                namespace=namespace,
+                prices=prices,
+            )
+        stored = cache_stats(cache.database, capacity_bytes=cache.settings.cache_capacity_bytes)
+        if out is not None:
+            plots = [*report_plots(found), *pair_pictures(found, cache.objects.get)]
+            page = write_page(out, "What the cache saved", plots, caveats=CAVEATS)
+            output.rich.print(f"page: {page}\n")
+    _print(output, found)
+    output.rich.print(f"kept now: {stored.num_states:,} states, {stored.num_bytes:,} bytes")
+    output.finish({**asdict(found), "num_states": stored.num_states, "num_bytes": stored.num_bytes})
+
+
+def _print(output: Output, found: Savings) -> None:
+    if found.share_saved is None:
+        output.rich.print("no job that asked for steps has succeeded in that time")
+        return
+    output.rich.print(
+        f"{found.num_hits:,} of {found.num_jobs:,} jobs were hits; "
+        f"{found.steps_asked - found.steps_run:,} of {found.steps_asked:,} denoising steps "
+        f"skipped ({found.share_saved:.1%})"
+    )
+    if found.gpu_hours_saved is not None:
+        money = "" if found.money_saved is None else f", {found.money_saved:,.2f} of money"
+        output.rich.print(f"{found.gpu_hours_saved:,.2f} GPU hours saved{money}")
+    output.rich.print(_outcome_table(found))
+    output.rich.print(_seconds_table(found))
+
+
+def _outcome_table(found: Savings) -> Table:
+    table = Table("the cache", "why", "jobs", box=None, header_style="bold", pad_edge=False)
+    for k, num_jobs in found.hits_by_k.items():
+        table.add_row("hit", f"{k} steps skipped", f"{num_jobs:,}")
+    for row in found.by_outcome:
+        if row.outcome != "hit":
+            table.add_row(row.outcome, row.reason or "", f"{row.num_jobs:,}")
+    return table
+
+
+def _seconds_table(found: Savings) -> Table:
+    table = Table("seconds of a", "median", "p95", box=None, header_style="bold", pad_edge=False)
+    for row in found.seconds:
+        table.add_row(row.outcome, f"{row.p50:.2f}", f"{row.p95:.2f}")
+    return table
