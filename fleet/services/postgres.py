@@ -13,6 +13,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -178,15 +179,18 @@ def _as_user_errors(user: User | None) -> Iterator[None]:
 def _remove_stale_pid_file(data: Path) -> None:
     """Forget a postmaster that is gone.
 
-    Its pid can belong to an unrelated process by now (after a reboot, in a container), which
-    PostgreSQL would take for a postmaster and refuse to start.
+    Its pid can belong to an unrelated process by now (after a reboot, in a container), or to a
+    zombie that a container's first process is slow to reap: PostgreSQL would take either for a
+    postmaster and refuse to start.
     """
     pid_file = data / "postmaster.pid"
     pid = _postmaster_pid(data)
     if pid is None:
         return
-    with suppress(OSError):
-        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == "postgres":
+    with suppress(psutil.Error, OSError):
+        process = psutil.Process(pid)
+        is_running = process.status() != psutil.STATUS_ZOMBIE
+        if is_running and process.name() == "postgres":
             return
         pid_file.unlink()
 
