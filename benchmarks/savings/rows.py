@@ -7,11 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from evaluation.calibration.quality import Picture
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -73,8 +68,3 @@ class Rows:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(png)
         return name
-
-
-def read_pictures(folder: Path, rows: Sequence[Row]) -> list[Picture]:
-    """The rows' pictures, each [H, W, 3]."""
-    return [np.asarray(Image.open(folder / row.picture).convert("RGB")) for row in rows]
