@@ -1,0 +1,102 @@
+"""What approximate caching saves on the shipped model, and at which quality.
+
+    python -m benchmarks.savings --out DIR --json
+
+A generated log is served in seven ways, five of them through a fleet of their own: without a cache,
+as NIRVANA and MoDM were published, and by this project's cache with states of both kinds. Run again
+with the same folder to go on where a run was stopped. docs/savings.md tells what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.savings import arms, report
+from benchmarks.savings.replayed import EXACT, RETRIEVAL
+from benchmarks.savings.run import ALL_ARMS, Parameters, Run
+from benchmarks.savings.workload import SEED, generate
+from cache.entry import Sharing
+from evaluation.errors import EvaluationError
+from fleet.errors import FleetError
+from models import sampling
+from producer.errors import ProducerError
+from workers.denoising.errors import DenoisingError
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run the arms asked for and report on all that are whole."""
+    options = _options(given)
+    try:
+        answer = _measure(options)
+    except (DenoisingError, EvaluationError, FleetError, ProducerError) as error:
+        print(f"benchmarks.savings: {error}", file=sys.stderr)
+        return 1
+    if options.json and answer is not None:
+        print(json.dumps(answer))
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> dict[str, object] | None:
+    family, served = arms.load(options.model)
+    known = served.calibration
+    parameters = Parameters(
+        jobs=options.jobs,
+        log_seed=SEED,
+        revision=served.revision,
+        calibration=None if known is None else known.version,
+        sharing=options.sharing,
+        num_threads=options.threads,
+        num_reseeded=min(options.sample, options.jobs),
+    )
+    parameters.claim(options.out)
+    requests = generate(options.jobs)
+    run = Run(folder=options.out, parameters=parameters, served=served, requests=requests)
+    for arm in arms.FLEET_ARMS:
+        if arm.name in options.arms:
+            run.through_fleet(arm)
+    vectors = family.embedding([request.prompt for request in requests])
+    for name in (EXACT, RETRIEVAL):
+        if name in options.arms:
+            run.replayed(name, vectors)
+    return report.write(run)
+
+
+def _options(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.savings", description="Measure what the cache saves."
+    )
+    parser.add_argument("--jobs", type=_positive, default=150, help="rows of the log (150)")
+    parser.add_argument("--arms", type=_arms, default=ALL_ARMS, help=f"of {','.join(ALL_ARMS)}")
+    parser.add_argument("--model", type=Path, default=sampling.SMALL, help="folder to serve")
+    parser.add_argument("--sharing", type=Sharing, default=Sharing.USER, help="user or namespace")
+    parser.add_argument("--threads", type=_positive, default=1, help="of torch in the worker (1)")
+    parser.add_argument(
+        "--sample", type=_positive, default=60, help="jobs that are drawn from another seed too"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a folder; run again to continue")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    return parser.parse_args(given)
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _arms(value: str) -> tuple[str, ...]:
+    names = tuple(value.split(","))
+    if unknown := set(names) - set(ALL_ARMS):
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(unknown))} unknown: choose of {', '.join(ALL_ARMS)}"
+        )
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""A run: its parameters, its arms one after the other, and what stands in its folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.savings.arms import (
+    CAPACITY_SHARE,
+    FLEET_ARMS,
+    NONE,
+    RESEEDED,
+    Arm,
+    Served,
+    environment,
+)
+from benchmarks.savings.replayed import (
+    EXACT,
+    RETRIEVAL,
+    TITLES,
+    ExactMatcher,
+    Matcher,
+    NearestMatcher,
+    Vectors,
+    replay,
+)
+from benchmarks.savings.rows import Row, Rows
+from benchmarks.savings.through_fleet import OnRow, run_arm
+from benchmarks.savings.workload import Request
+from cache.entry import Sharing
+from evaluation.errors import OptionInvalid
+
+ALL_ARMS: Final = (NONE.name, RESEEDED.name, EXACT, RETRIEVAL, *(a.name for a in FLEET_ARMS[2:]))
+_OTHER_SEEDS: Final = 2**31  # above all seeds of the log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What a run's rows depend on: a folder holds rows of one set of parameters."""
+
+    jobs: int
+    log_seed: int
+    revision: str  #: of the model
+    calibration: str | None  #: version of the thresholds that the model ships
+    sharing: Sharing
+    num_threads: int
+    num_reseeded: int
+
+    def claim(self, folder: Path) -> None:
+        """Write them beside the rows; raises OptionInvalid where others stand there."""
+        path = folder / "run.json"
+        own = asdict(self)
+        known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else own
+        for name, value in own.items():
+            if known.get(name) != value:
+                raise OptionInvalid(
+                    f"--out {folder} holds a run with {name} {known.get(name)}, not {value}: "
+                    "name another folder"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(own, indent=1) + "\n", "utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Serves the log in the ways asked for; a killed one goes on."""
+
+    folder: Path
+    parameters: Parameters
+    served: Served
+    requests: Sequence[Request]
+
+    def through_fleet(self, arm: Arm) -> None:
+        """Run an arm's fleet. Raises FleetError, ProducerError."""
+        jobs = self._reseeded() if arm is RESEEDED else list(enumerate(self.requests))
+        settings = environment(
+            arm,
+            self.served,
+            num_jobs=len(self.requests),
+            sharing=self.parameters.sharing,
+            num_threads=self.parameters.num_threads,
+        )
+        with _told(arm.name, len(jobs), self.rows(arm.name)) as on_row:
+            run_arm(arm, jobs, folder=self.folder, settings=settings, on_row=on_row)
+
+    def replayed(self, name: str, vectors: Vectors) -> None:
+        """Answer from the uncached arm's pictures, once they are all there."""
+        uncached = self.rows(NONE.name)
+        if len(uncached) < len(self.requests):
+            return
+        matcher: Matcher = ExactMatcher(self.requests) if name == EXACT else NearestMatcher(vectors)
+        answered = replay(
+            name,
+            uncached,
+            self.requests,
+            matcher,
+            sharing=self.parameters.sharing,
+            num_kept_max=max(1, int(CAPACITY_SHARE * len(self.requests))),
+        )
+        Rows(self.folder, name).replace(answered)
+
+    def rows(self, name: str) -> list[Row]:
+        """An arm's rows so far."""
+        return Rows(self.folder, name).read()
+
+    def is_whole(self, name: str) -> bool:
+        """Whether an arm has served all of its jobs."""
+        num_jobs = len(self._reseeded()) if name == RESEEDED.name else len(self.requests)
+        return len(self.rows(name)) == num_jobs
+
+    def _reseeded(self) -> list[tuple[int, Request]]:
+        """A sample of the log's jobs, evenly spread, with other seeds."""
+        num, total = self.parameters.num_reseeded, len(self.requests)
+        rows = [place * total // num for place in range(num)]
+        return [
+            (row, replace(self.requests[row], seed=self.requests[row].seed + _OTHER_SEEDS))
+            for row in rows
+        ]
+
+
+def title_of(name: str) -> str:
+    """An arm's name in tables."""
+    titles = {arm.name: arm.title for arm in FLEET_ARMS} | TITLES
+    return titles[name]
+
+
+@contextmanager
+def _told(name: str, total: int, known: Sequence[Row]) -> Iterator[OnRow]:
+    """Say on stderr how far an arm is, and how long it will take."""
+    started_at, num_new = time.monotonic(), 0
+
+    def on_row(row: Row) -> None:
+        nonlocal num_new
+        num_new += 1
+        num_left = total - len(known) - num_new
+        left_s = (time.monotonic() - started_at) / num_new * num_left
+        print(
+            f"\r{name}: {total - num_left:,} of {total:,} jobs, {left_s / 60:.0f} min left  ",
+            end="",
+            file=sys.stderr,
+        )
+
+    yield on_row
+    if num_new:
+        print(file=sys.stderr)
