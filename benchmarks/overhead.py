@@ -46,8 +46,8 @@ from workers.denoising.warm_up import warm_up
 
 TIMEOUT_S: Final = 600.0
 NUM_WARM_UP: Final = 5
-CAVEATS: Final = """Caveats: a job ends with the start of the transaction that commits its result, on
-the database's clock. Both processes have the whole machine in turn; beat, io worker and Flower
+CAVEATS: Final = """Caveats: it ends with the start of the transaction that commits its result,
+on the database's clock. Both processes have the whole machine in turn; beat, io worker and Flower
 run beside the fleet's job. A direct run encodes, denoises and decodes, and keeps no states."""
 
 
