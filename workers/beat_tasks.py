@@ -110,7 +110,7 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
             name=name, send_events=False, ignore_result=True, shared=False
         )
         def periodic_task() -> dict[str, Any]:
-            return _logged(name, work)
+            return _logged(process, name, work)
 
     periodic(DELIVER_DUE_TASK, lambda: {"begun": process.deliverer.send_due()})
     periodic(RESCUE_TASK, lambda: asdict(process.rescuer.run()))
@@ -136,10 +136,12 @@ def _announce_due(process: IoProcess) -> int:
     return len(told)
 
 
-def _logged(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a periodic task, and say so only where it did something."""
+def _logged(process: IoProcess, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a periodic task, count what it did, and log it only where it did something."""
     report = work()
-    if any(value for field, value in report.items() if field not in _STANDING):
+    done = {field: value for field, value in report.items() if field not in _STANDING}
+    process.maintenance.note(name, done)
+    if any(done.values()):
         logger.info(name, extra=report)
     return report
 

@@ -5,6 +5,7 @@ WorkerError
 ├── DuplicateDelivery   the job is running elsewhere or has ended: acknowledge and forget
 ├── StorageUnavailable  database or object store stayed away too long
 ├── BrokerAway          the broker does not take what it was to be told
+├── MetricsPortTaken    another process serves its metrics on that port
 ├── UnknownLetter       the dead-letter list has no message of that id
 └── LetterCut           a message was too long to be kept whole, and cannot be sent again
 """
@@ -45,6 +46,10 @@ class StorageUnavailable(WorkerError):
 
 class BrokerAway(WorkerError):
     """The broker does not take what it was to be told."""
+
+
+class MetricsPortTaken(WorkerError):
+    """Another process serves its metrics on that port."""
 
 
 class UnknownLetter(WorkerError):

@@ -31,6 +31,8 @@ from workers.job_records import JobRecords
 from workers.leases import LeaseKeeper
 from workers.ledger import Ledger
 from workers.loading import choose_device, describe_models, open_pool
+from workers.metrics.jobs import EngineCollector, JobMetrics
+from workers.metrics.serving import metrics_served, new_registry
 from workers.model_pool import ModelPool
 from workers.patience import Patience
 from workers.process_settings import ProcessSettings
@@ -50,6 +52,7 @@ class GpuProcess:
     unclaimed: UnclaimedJobs
     publisher: Publisher
     records: JobRecords
+    metrics: JobMetrics
 
 
 @contextmanager
@@ -86,6 +89,12 @@ def _start_engine(settings: WorkerSettings, pool: ModelPool) -> Engine:
     )
 
 
+def _speeds(pool: ModelPool, engine: Engine, worker: WorkerSettings) -> dict[str, float]:
+    """Seconds a step of each model that is loaded and has been measured."""
+    measured = {slug: _seconds_per_step(pool, engine, slug) for slug in worker.model_paths}
+    return {slug: seconds for slug, seconds in measured.items() if seconds is not None}
+
+
 def _seconds_per_step(pool: ModelPool, engine: Engine, slug: str) -> float | None:
     family = pool.peek(slug)
     return None if family is None else engine.seconds_per_step(family)
@@ -113,6 +122,10 @@ def _compose(
         waiting_max=settings.worker.captures_waiting_max,
         waiting_bytes_max=settings.worker.captures_bytes_max,
     )
+    registry = new_registry()
+    registry.register(
+        EngineCollector(engine, cache.counts, partial(_speeds, pool, engine, settings.worker))
+    )
     leases = LeaseKeeper(
         ledger,
         heartbeat_s=settings.worker.heartbeat_s,
@@ -131,12 +144,19 @@ def _compose(
         progress=stack.enter_context(closing(progress)),
         patience=Patience(settings.worker.storage_patience_s),
     )
+    metrics = JobMetrics(registry)
+    stack.enter_context(
+        metrics_served(
+            registry, address=settings.worker.metrics_address, port=settings.worker.gpu_metrics_port
+        )
+    )
     return GpuProcess(
         bench=bench,
         models=models,
         unclaimed=UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher),
         publisher=publisher,
         records=JobRecords(connection, traces, app),
+        metrics=metrics,
     )
 
 

@@ -146,6 +146,7 @@ def run_job(process: GpuProcess, task_id: str, fields: object, *, queue: str) ->
         logger.error("left to the rescuer: %s", error, extra={"job_id": task_id})
         raise Ignore from error
     process.publisher.nudge_delivery(outcome.delivery_id)
+    process.metrics.note(outcome.result)
     logger.info("job ended", extra=log_fields(outcome.result, job.namespace))
     return outcome.result
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import redis
 from celery import Celery
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
 from cache.database import connect
@@ -26,10 +27,13 @@ from workers.admission import Admission
 from workers.announcer import Announcer
 from workers.app import Publisher
 from workers.cancellation import Cancellation
+from workers.dead_letters import DeadLetters
 from workers.delivery.deliver import Deliverer, DeliverySettings
 from workers.image_urls import ImageUrls
 from workers.job_records import JobRecords
 from workers.ledger import Ledger
+from workers.metrics.fleet_state import FleetCollector, MaintenanceMetrics
+from workers.metrics.serving import metrics_served, new_registry
 from workers.process_settings import ProcessSettings
 from workers.rescuer import Rescuer
 from workers.retention import Retention
@@ -53,6 +57,7 @@ class IoProcess:
     retention: Retention
     deliverer: Deliverer
     image_urls: ImageUrls
+    maintenance: MaintenanceMetrics
 
 
 class ValkeyLists:
@@ -82,8 +87,16 @@ def io_process(settings: ProcessSettings, app: Celery) -> Iterator[IoProcess]:
         objects = stack.enter_context(
             closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value()))
         )
-        process = _compose(settings, app, connection, database, objects)
+        registry = new_registry()
+        process = _compose(settings, app, connection, database, objects, registry)
         stack.callback(process.deliverer.close)
+        stack.enter_context(
+            metrics_served(
+                registry,
+                address=settings.worker.metrics_address,
+                port=settings.worker.io_metrics_port,
+            )
+        )
         yield process
 
 
@@ -93,12 +106,14 @@ def _compose(
     connection: redis.Redis,
     database: Engine,
     objects: S3Objects,
+    registry: CollectorRegistry,
 ) -> IoProcess:
     ledger = _ledger(settings.worker, database)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
     publisher = Publisher(app)
     announcer = Announcer(ledger, traces, show_end=publisher.show_end)
     unclaimed = UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher)
+    registry.register(FleetCollector(database, traces, DeadLetters(connection)))
     return IoProcess(
         settings=settings,
         database=database,
@@ -129,6 +144,7 @@ def _compose(
         ),
         deliverer=Deliverer(database, _delivery_settings(settings.worker)),
         image_urls=_image_urls(settings.worker, ledger, objects, connection),
+        maintenance=MaintenanceMetrics(registry),
     )
 
 

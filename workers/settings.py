@@ -90,6 +90,13 @@ class WorkerSettings(BaseSettings):
     expire_max: int = Field(default=10_000, ge=1)
     """Jobs, images and webhooks that one run removes, at most, of each."""
 
+    gpu_metrics_port: int | None = Field(default=None, ge=1_024, le=65_535)
+    """Where a GPU worker answers Prometheus; unset: nowhere."""
+    io_metrics_port: int | None = Field(default=None, ge=1_024, le=65_535)
+    """Where an io worker answers Prometheus; unset: nowhere."""
+    metrics_address: str = "127.0.0.1"
+    """Address of these ports."""
+
     rescue_every_s: float = Field(default=2.0, gt=0)
     """How often lost jobs are looked for."""
     evict_every_s: float = Field(default=10.0, gt=0)
