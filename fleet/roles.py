@@ -17,8 +17,9 @@ def run_gpu_worker() -> int:
     from workers.gpu_tasks import serve
     from workers.process_settings import ProcessSettings
 
-    logs.configure()
-    return serve(ProcessSettings.load())
+    settings = ProcessSettings.load()
+    logs.configure(process="gpu", log_format=settings.worker.log_format)
+    return serve(settings)
 
 
 def run_io_worker() -> int:
@@ -27,8 +28,9 @@ def run_io_worker() -> int:
     from workers.beat_tasks import serve
     from workers.process_settings import ProcessSettings
 
-    logs.configure()
-    return serve(ProcessSettings.load())
+    settings = ProcessSettings.load()
+    logs.configure(process="io", log_format=settings.worker.log_format)
+    return serve(settings)
 
 
 def run_beat() -> None:
@@ -37,12 +39,13 @@ def run_beat() -> None:
     from workers import beat_tasks, logs
     from workers.settings import WorkerSettings
 
-    logs.configure()
+    worker = load_settings(WorkerSettings)
+    logs.configure(process="beat", log_format=worker.log_format)
     # What ran when is not worth keeping: every task does all that is due.
     with tempfile.TemporaryDirectory(prefix="nirvana-beat-") as folder:
         beat_tasks.run_beat(
             load_settings(ProducerSettings),
-            load_settings(WorkerSettings),
+            worker,
             schedule_path=Path(folder) / "schedule",
         )
 

@@ -90,6 +90,8 @@ class WorkerSettings(BaseSettings):
     expire_max: int = Field(default=10_000, ge=1)
     """Jobs, images and webhooks that one run removes, at most, of each."""
 
+    log_format: Literal["text", "json"] = "text"
+    """Of worker processes' logs on stderr: one line an event, with key=value, or a JSON object."""
     gpu_metrics_port: int | None = Field(default=None, ge=1_024, le=65_535)
     """Where a GPU worker answers Prometheus; unset: nowhere."""
     io_metrics_port: int | None = Field(default=None, ge=1_024, le=65_535)
