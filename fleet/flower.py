@@ -17,7 +17,7 @@ from flower.urls import settings as web_settings
 from flower.views.monitor import Metrics
 from tornado import web
 
-_TASKS_SHOWN_MAX: Final = 20_000  # some 2 KB of memory each
+_TASKS_SHOWN_MAX: Final = 20_000
 _INSPECT_TIMEOUT_MS: Final = 3_000.0
 # What a killed Flower forgets; saving stops the page for a moment.
 _SAVE_EVERY_MS: Final = 60_000

@@ -42,7 +42,8 @@ class FlowerAddress:
     url: str
     user: str
     password: str
-    state_path: str  # of the file in which it keeps what it showed
+    #: Of the file in which it keeps what it showed; records of older versions have none.
+    state_path: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
