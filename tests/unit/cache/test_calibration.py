@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -64,5 +65,6 @@ def test_a_file_that_cannot_be_read_is_named_and_left_out(
     path.write_text(text)
     with pytest.raises(CalibrationInvalid, match=FILE_NAME):
         read_calibration(path)
-    assert read_shipped([str(tmp_path)]) == []
+    with caplog.at_level(logging.WARNING):  # a worker of an earlier test may have raised it
+        assert read_shipped([str(tmp_path)]) == []
     assert "thresholds not used" in caplog.text
