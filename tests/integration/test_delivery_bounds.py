@@ -66,7 +66,7 @@ def test_a_receiver_that_hangs_has_its_bound_and_the_others_the_rest(
         assert deliverer.send_due(nudged) == 1
         assert quick.arrived.get(timeout=5).headers["webhook-id"] == str(nudged)
         swept = end_job(engine, to(quick))
-        assert deliverer.send_due() == 1
+        deliverer.send_due()  # or the thread of the nudged one, as it ends: both are right
         assert quick.arrived.get(timeout=5).headers["webhook-id"] == str(swept)
         assert deliverer.send_due() == 0
         assert len(silent.requests) == 2
