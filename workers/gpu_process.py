@@ -111,20 +111,14 @@ def _compose(
 ) -> GpuProcess:
     ledger = _open_ledger(settings, stack)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
-    announcer, publisher = (
-        Announcer(ledger, traces),
-        Publisher(app, worker_name=gpu_worker_name(settings.worker)),
-    )
+    announcer = Announcer(ledger, traces)
+    publisher = Publisher(app, worker_name=gpu_worker_name(settings.worker))
     shipped = read_shipped(settings.worker.model_paths.values())
     cache = stack.enter_context(closing(ApproximateCache.open(settings.cache, shipped=shipped)))
     captures = CaptureKeeper(
         cache,
         waiting_max=settings.worker.captures_waiting_max,
         waiting_bytes_max=settings.worker.captures_bytes_max,
-    )
-    registry = new_registry()
-    registry.register(
-        EngineCollector(engine, cache.counts, partial(_speeds, pool, engine, settings.worker))
     )
     leases = LeaseKeeper(
         ledger,
@@ -144,20 +138,31 @@ def _compose(
         progress=stack.enter_context(closing(progress)),
         patience=Patience(settings.worker.storage_patience_s),
     )
-    metrics = JobMetrics(registry)
-    stack.enter_context(
-        metrics_served(
-            registry, address=settings.worker.metrics_address, port=settings.worker.gpu_metrics_port
-        )
-    )
     return GpuProcess(
         bench=bench,
         models=models,
         unclaimed=UnclaimedJobs(ledger=ledger, announcer=announcer, publisher=publisher),
         publisher=publisher,
         records=JobRecords(connection, traces, app),
-        metrics=metrics,
+        metrics=_serve_metrics(settings.worker, pool, engine, cache, stack),
     )
+
+
+def _serve_metrics(
+    worker: WorkerSettings,
+    pool: ModelPool,
+    engine: Engine,
+    cache: ApproximateCache,
+    stack: ExitStack,
+) -> JobMetrics:
+    """Answer Prometheus where a port is set; jobs are counted in any case."""
+    registry = new_registry()
+    speeds = partial(_speeds, pool, engine, worker)
+    registry.register(EngineCollector(engine, cache.counts, speeds))
+    stack.enter_context(
+        metrics_served(registry, address=worker.metrics_address, port=worker.gpu_metrics_port)
+    )
+    return JobMetrics(registry)
 
 
 def _open_ledger(settings: ProcessSettings, stack: ExitStack) -> Ledger:

@@ -80,6 +80,8 @@ class Reuse:
                 return self._from_noise(scope, k_set, CacheReport(outcome=CacheOutcome.REFRESH))
             case CacheMode.USE:
                 found = self._cache.find(scope, embedding, owner=claim.owner)
+                # Again: a scope's first lookup reads its thresholds.
+                k_set = self._k_set(scope, family)
                 if isinstance(found, Found):
                     return self._from_state(scope, k_set, found, claim.owner)
                 report = CacheReport(outcome=CacheOutcome.MISS, reason=found.reason.value)

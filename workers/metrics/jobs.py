@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -73,8 +73,8 @@ class EngineCollector(Collector):
     def __init__(
         self,
         engine: EngineFigures,
-        cache_counts: CacheCounts,
-        seconds_per_step: SecondsPerStep,
+        cache_counts: Callable[[], Mapping[str, int]],
+        seconds_per_step: Callable[[], Mapping[str, float]],
     ) -> None:
         self._engine, self._cache_counts = engine, cache_counts
         self._seconds_per_step = seconds_per_step
@@ -103,15 +103,3 @@ class EngineCollector(Collector):
         for event, count in self._cache_counts().items():
             events.add_metric((event,), count)
         yield events
-
-
-class CacheCounts(Protocol):
-    """Answers how often each thing happened in the cache."""
-
-    def __call__(self) -> Mapping[str, int]: ...
-
-
-class SecondsPerStep(Protocol):
-    """Answers the speed of each model that is loaded."""
-
-    def __call__(self) -> Mapping[str, float]: ...

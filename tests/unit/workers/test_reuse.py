@@ -123,3 +123,20 @@ def test_a_lookup_that_finds_nothing_has_taken_its_time(folder: Path) -> None:
     claim = claim_of(num_inference_steps=10, mode=CacheMode.USE)
     reuse = Reuse(cast("ApproximateCache", EmptyCache()), state_kind=StateKind.FINAL)
     assert reuse.plan(claim, family, family.embedding(["a cat"])[0]).lookup_s == 0.25
+
+
+class CalibratedAtFirstSight(EmptyCache):
+    """A cache that knows a scope's thresholds from its first lookup on."""
+
+    def selector(self, _: ScopeSpec) -> Selector:
+        return Selector(fractions=(0.2,)) if self.num_lookups else Selector()
+
+
+def test_the_first_job_of_a_scope_keeps_what_its_own_thresholds_name(folder: Path) -> None:
+    family = loading.load(folder)
+    reuse = Reuse(
+        cast("ApproximateCache", CalibratedAtFirstSight()), state_kind=StateKind.INTERMEDIATE
+    )
+    claim = claim_of(num_inference_steps=10, mode=CacheMode.USE)
+    planned = reuse.plan(claim, family, family.embedding(["a cat"])[0])
+    assert planned.captures == Captures(steps=frozenset({2}))
