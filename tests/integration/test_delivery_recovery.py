@@ -23,6 +23,7 @@ from workers.tables import webhook_deliveries
 
 Answer = Callable[[socket.socket], None] | str
 IMPATIENT = replace(SETTINGS, timeout_s=0.4)
+PATIENT = replace(SETTINGS, timeout_s=10)
 
 TROUBLES: dict[str, tuple[Answer, int]] = {
     "500": (status(500), RETRY_DELAYS_S[1]),
@@ -50,14 +51,16 @@ def engine(database_url: str) -> Iterator[Engine]:
 def test_after_its_trouble_a_receiver_gets_the_webhook(
     engine: Engine, trouble: Answer, wait_s: int
 ) -> None:
+    # Only who gives no whole answer runs into the short time-out: a stalled machine may, too.
+    settings = IMPATIENT if isinstance(trouble, str) else PATIENT
     with receiver(trouble, status(200)) as server:
         delivery_id = end_job(engine, Webhook(url=server.url()))
-        assert run(engine, IMPATIENT).retried == 1
+        assert run(engine, settings).retried == 1
         row = only_row(engine)
         assert (row.next_attempt_at - row.last_attempt_at).total_seconds() == wait_s
         almost = row.next_attempt_at - timedelta(milliseconds=1)
-        assert run(engine, IMPATIENT, now=almost).claimed == 0
-        assert run(engine, IMPATIENT, now=row.next_attempt_at).delivered == 1
+        assert run(engine, PATIENT, now=almost).claimed == 0
+        assert run(engine, PATIENT, now=row.next_attempt_at).delivered == 1
     check_history(engine, server, str(delivery_id), num_requests=2)
 
 
