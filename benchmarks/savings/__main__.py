@@ -42,12 +42,10 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def _measure(options: argparse.Namespace) -> dict[str, object] | None:
     family, served = arms.load(options.model)
-    known = served.calibration
     parameters = Parameters(
         jobs=options.jobs,
         log_seed=SEED,
         revision=served.revision,
-        calibration=None if known is None else known.version,
         sharing=options.sharing,
         num_threads=options.threads,
         num_reseeded=min(options.sample, options.jobs),

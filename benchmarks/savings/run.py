@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,24 +47,33 @@ class Parameters:
     jobs: int
     log_seed: int
     revision: str  #: of the model
-    calibration: str | None  #: version of the thresholds that the model ships
     sharing: Sharing
     num_threads: int
     num_reseeded: int
 
     def claim(self, folder: Path) -> None:
         """Write them beside the rows; raises OptionInvalid where others stand there."""
-        path = folder / "run.json"
-        own = asdict(self)
-        known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else own
-        for name, value in own.items():
-            if known.get(name) != value:
-                raise OptionInvalid(
-                    f"--out {folder} holds a run with {name} {known.get(name)}, not {value}: "
-                    "name another folder"
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(own, indent=1) + "\n", "utf-8")
+        _claim(folder / "run.json", asdict(self))
+
+
+def claim_thresholds(folder: Path, arm: Arm, served: Served) -> None:
+    """Write the version that an arm's rows depend on; raises OptionInvalid where another stands.
+
+    Of each arm its own: a new calibration leaves the rows of the published arms as they are.
+    """
+    _claim(folder / f"{arm.name}.json", {"thresholds": served.thresholds(arm).version})
+
+
+def _claim(path: Path, own: Mapping[str, Any]) -> None:
+    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else dict(own)
+    for name, value in own.items():
+        if known.get(name) != value:
+            raise OptionInvalid(
+                f"--out {path.parent} holds {path.stem} with {name} {known.get(name)}, "
+                f"not {value}: name another folder"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(own, indent=1) + "\n", "utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +86,9 @@ class Run:
     requests: Sequence[Request]
 
     def through_fleet(self, arm: Arm) -> None:
-        """Run an arm's fleet. Raises FleetError, ProducerError."""
+        """Run an arm's fleet. Raises FleetError, ProducerError, OptionInvalid."""
+        if arm.kind is not None:
+            claim_thresholds(self.folder, arm, self.served)
         jobs = self._reseeded() if arm is RESEEDED else list(enumerate(self.requests))
         settings = environment(
             arm,

@@ -231,14 +231,13 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         jobs=12,
         log_seed=2,
         revision="1",
-        calibration=None,
         sharing=Sharing.USER,
         num_threads=1,
         num_reseeded=4,
     )
     run.claim(tmp_path / "out")
     run.claim(tmp_path / "out")
-    with pytest.raises(OptionInvalid, match="a run with jobs 12, not 13: name another folder"):
+    with pytest.raises(OptionInvalid, match="holds run with jobs 12, not 13: name another folder"):
         replace(run, jobs=13).claim(tmp_path / "out")
 
 
