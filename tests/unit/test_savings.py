@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.savings.arms import FINAL, INTERMEDIATE, MODM, NIRVANA, NONE, Served, environment
+from benchmarks.savings.calibrate import draw_log, trace_of
 from benchmarks.savings.comparison import (
     Measured,
     below_alpha,
@@ -257,3 +258,11 @@ def test_pictures_are_scored_for_what_their_own_job_asked(tmp_path: Path) -> Non
     assert set(found.judge * 4) <= {0.0, 1.0, 2.0, 3.0, 4.0}
     swapped = scorer.score(tmp_path, [replace(rows[0], row=1)], requests)
     assert swapped.clip[0] != pytest.approx(found.clip[0], abs=1e-4)
+
+
+def test_the_calibration_sees_no_prompt_of_the_evaluation() -> None:
+    log = draw_log()
+    evaluated = {request.prompt for request in generate()}
+    assert len(log) > 4_000
+    assert not evaluated & {request.prompt for request in log}
+    assert trace_of(log).num_users == len({request.user for request in log})
