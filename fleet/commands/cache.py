@@ -1,4 +1,4 @@
-"""`nirvana cache stats, evict, sweep, thresholds`: look into the cache, keep it in bounds."""
+"""`nirvana cache stats, evict, sweep, thresholds, namespace`: see the cache, keep it in bounds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from cache.objects import S3Objects
 from cache.settings import CacheSettings
 from cache.stats import CacheStats, cache_stats
 from cache.sweep import sweep as run_sweep
+from fleet.commands import cache_namespace
 from fleet.commands.console import CommandFailed, JsonOption, Output
 from fleet.errors import NotRunningError
 from fleet.home import connection_environment
 from fleet.settings import load_settings
 
 app = typer.Typer(name="cache", help="Look into the cache; evict; sweep; install thresholds.")
+app.add_typer(cache_namespace.app)
 
 RepairOption = Annotated[bool, typer.Option(help="Remove what is found, too.")]
 
