@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.savings.workload import Request, generate
+from benchmarks.savings.workload import Request, generate, owners_of
 from cache.entry import StateKind
 from evaluation.calibration.calibrate import Study, calibrate, k_set
 from evaluation.calibration.drawing import DrawingPlan
@@ -66,11 +66,10 @@ def draw_log() -> list[Request]:
 
 def trace_of(requests: Sequence[Request]) -> Trace:
     """The requests as a prompt log."""
-    numbers = {user: number for number, user in enumerate(dict.fromkeys(r.user for r in requests))}
     return Trace(
         name="generated",
         prompts=[request.prompt for request in requests],
-        users=np.array([numbers[request.user] for request in requests], dtype=np.int32),
+        users=owners_of(requests),
     )
 
 

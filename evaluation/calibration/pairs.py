@@ -43,7 +43,7 @@ def draw_pairs(
     in `owners` [n] may start from each other's states. A prompt is in one pair only, so that pairs
     are independent, and repeats are none. Raises OptionInvalid where none are similar enough.
     """
-    nearest = list(_nearest_earlier(vectors, owners))
+    nearest = list(nearest_earlier(vectors, owners))
     share = -(-count // (len(edges) - 1))
     used: set[str] = set()
     pairs: list[Pair] = []
@@ -71,10 +71,13 @@ def draw_pairs(
     return pairs
 
 
-def _nearest_earlier(
+def nearest_earlier(
     vectors: NDArray[np.float32], owners: NDArray[np.int32]
 ) -> Iterator[tuple[int, int, float]]:
-    """(earlier row, row, similarity) for each row whose owner has an earlier one."""
+    """(earlier row, row, similarity) for each row whose owner has an earlier one; exact.
+
+    Of equals the first. `vectors` [n, dim] are of unit length.
+    """
     for owner in np.unique(owners):
         rows = np.flatnonzero(owners == owner)
         similarities = np.tril(vectors[rows] @ vectors[rows].T + 2, k=-1)  # 0 where not earlier
