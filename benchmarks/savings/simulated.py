@@ -26,6 +26,13 @@ def neighbours_of(
     return search_exact(vectors.astype(np.float16), groups, floor=floor)
 
 
+def repeats_of(requests: Sequence[Request]) -> NDArray[np.int32]:
+    """[n]: rows of the same number are one user's for the same words."""
+    asked = [(request.user, request.prompt) for request in requests]
+    numbers = {pair: number for number, pair in enumerate(dict.fromkeys(asked))}
+    return np.array([numbers[pair] for pair in asked], dtype=np.int32)
+
+
 def options_of(arm: Arm, served: Served) -> CacheOptions:
     """The arm's cache as the simulator takes it."""
     assert arm.kind is not None
@@ -57,4 +64,4 @@ def simulate_arm(
     options = options_of(arm, served)
     floor = min(each.floor for each in options.selector.allowances(options.num_inference_steps))
     neighbours = neighbours_of(requests, vectors, sharing=sharing, floor=floor)
-    return replay(neighbours, options, times_s=times_s)
+    return replay(neighbours, options, times_s=times_s, requests=repeats_of(requests))
