@@ -83,7 +83,12 @@ class Replayed:
     @property
     def savings(self) -> float:
         """Steps skipped by steps asked for."""
-        return self.steps_saved / (len(self.skipped) * self.options.num_inference_steps)
+        return self.savings_of_first(len(self.skipped))
+
+    def savings_of_first(self, num_jobs: int) -> float:
+        """The same of the log's first jobs."""
+        steps = int(self.skipped[:num_jobs].sum(dtype=np.int64))
+        return steps / (num_jobs * self.options.num_inference_steps)
 
 
 def replay(

@@ -57,7 +57,10 @@ def _measure(options: argparse.Namespace) -> dict[str, object] | None:
     )
     parameters.claim(options.out)
     requests = generate(options.jobs)
-    run = Run(folder=options.out, parameters=parameters, served=served, requests=requests)
+    first = min(options.first or options.jobs, options.jobs)
+    run = Run(
+        folder=options.out, parameters=parameters, served=served, requests=requests, first=first
+    )
     for arm in arms.FLEET_ARMS:
         if arm.name in options.arms:
             run.through_fleet(arm)
@@ -71,7 +74,9 @@ def _measure(options: argparse.Namespace) -> dict[str, object] | None:
     bounds = report.Bounds(
         oracle=oracle.savings(family),
         simulated={
-            arm.name: simulate_arm(arm, served, requests, vectors, sharing=options.sharing).savings
+            arm.name: simulate_arm(
+                arm, served, requests, vectors, sharing=options.sharing
+            ).savings_of_first(first)
             for arm in arms.FLEET_ARMS
             if arm.kind is not None
         },
@@ -84,6 +89,9 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.savings", description="Measure what the cache saves."
     )
     parser.add_argument("--jobs", type=_positive, default=150, help="rows of the log (150)")
+    parser.add_argument(
+        "--first", type=_positive, help="report on so many jobs only (all): of arms not yet whole"
+    )
     parser.add_argument("--arms", type=_arms, default=CHOICES, help=f"of {','.join(CHOICES)}")
     parser.add_argument("--model", type=Path, default=sampling.SMALL, help="folder to serve")
     parser.add_argument("--sharing", type=Sharing, default=Sharing.USER, help="user or namespace")

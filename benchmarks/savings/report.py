@@ -167,7 +167,9 @@ def _print_caveats(
     run: Run, measured: Mapping[str, Measured], figures: Mapping[str, Figures]
 ) -> None:
     print("\nCaveats")
-    print(f"- {run.parameters.jobs:,} jobs of a generated log, one at a time, on a CPU.")
+    jobs, first = run.parameters.jobs, run.first
+    shown = f"{jobs:,}" if first == jobs else f"The first {first:,} of {jobs:,}"
+    print(f"- {shown} jobs of a generated log, one at a time, on a CPU.")
     for caveat in CAVEATS:
         print(f"- {caveat}")
     if run.served.calibration is None:
@@ -176,7 +178,7 @@ def _print_caveats(
         faults = [row.reason for row in one.rows if row.reason and row.reason not in UNUSABLE]
         if faults:
             print(f"- {one.title}: {len(faults)} misses for a fault, such as {faults[0]}.")
-    for shown in figures.values():
-        drift = shown.miss_latency_ratio
+    for one_arm in figures.values():
+        drift = one_arm.miss_latency_ratio
         if drift is not None and abs(drift - 1) > DRIFT_MAX:
-            print(f"- {shown.title}: its misses took {drift:.2f} times as long as no cache.")
+            print(f"- {one_arm.title}: its misses took {drift:.2f} times as long as no cache.")

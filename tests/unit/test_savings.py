@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from benchmarks.savings.oracle import largest_k
 from benchmarks.savings.replayed import EXACT, RETRIEVAL, ExactMatcher, NearestMatcher, replay
 from benchmarks.savings.report import Bounds, answer, missed
 from benchmarks.savings.rows import Row, Rows
-from benchmarks.savings.run import Parameters
+from benchmarks.savings.run import Parameters, Run
 from benchmarks.savings.scores import Floats, Scorer, Scores
 from benchmarks.savings.simulated import options_of, simulate_arm
 from benchmarks.savings.through_fleet import id_of
@@ -315,3 +316,19 @@ def test_the_simulator_takes_an_arms_capacity_and_thresholds() -> None:
     assert simulate_arm(FINAL, served, alone, vectors, sharing=Sharing.USER).savings == 0
     shared = simulate_arm(FINAL, served, alone, vectors, sharing=Sharing.NAMESPACE)
     assert shared.skipped.tolist() == [0, 40, 40, 40]
+
+
+def test_arms_that_are_not_whole_are_compared_by_their_first_jobs(tmp_path: Path) -> None:
+    parameters = Parameters(
+        jobs=8, log_seed=2, revision="1", sharing=Sharing.USER, num_threads=1, num_reseeded=4
+    )
+    for number in range(5):
+        Rows(tmp_path, "none").append(row(number))
+    served = cast("Served", None)  # not asked for
+    run = Run(folder=tmp_path, parameters=parameters, served=served, requests=generate(8), first=4)
+    assert [one.row for one in run.rows("none")] == [0, 1, 2, 3]
+    assert run.is_whole("none")
+    assert not replace(run, first=8).is_whole("none")
+    for number in (0, 2):
+        Rows(tmp_path, "reseeded").append(row(number))
+    assert run.is_whole("reseeded")
