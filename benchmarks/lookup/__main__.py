@@ -32,7 +32,7 @@ from benchmarks.lookup.database import (
     settings_of,
 )
 from benchmarks.lookup.exact import Answer, exact_answers
-from benchmarks.lookup.measure import figures, measure, measure_clients, queries_of
+from benchmarks.lookup.measure import Query, figures, measure, measure_clients, queries_of
 from benchmarks.lookup.vectors import (
     SCOPE_SHARES,
     SEED,
@@ -49,8 +49,9 @@ from migrations import migrate
 LOG: Final = Path(__file__).resolve().parents[3] / "shared" / "traces" / "discord-dream-10.jsonl.gz"
 NUM_QUERIES: Final = 2_000
 QUANTILES: Final = (5, 10, 25, 40, 50, 60, 75, 90, 95)
-SWEEP: Final = ((12, 48), (16, 64), (16, 128), (24, 128))  # m, ef_construction
-SWEEP_SEARCH: Final = (20, 40, 80, 160)
+SWEEP: Final = ((16, 64), (24, 128))  # m, ef_construction
+SAMPLE: Final = 50  # queries of a scope
+SWEEP_SEARCH: Final = (40, 80, 160, 320)
 SWEEP_HEAD: Final = (
     "  m  efc  efs  build_s  index_MB  p50_ms  p99_ms  server_cpu_ms  recall@1  k_agree  on_hits"
     "  regret_p99"
@@ -84,12 +85,13 @@ def run(options: argparse.Namespace) -> int:
         return run_churn(options)
     population = make_population(options)
     with running_database(options.folder, shared_buffers=options.shared_buffers) as database:
-        built = build(database, options, population)
+        fill_once(database, options, population)
         exact = kept_answers(options, population)
         _print_population(options, population, exact)
         if options.sweep:
             sweep(database, options, population, exact)
             return 0
+        built = build_once(database, options)
         answer = {**report(database, options, population, exact), **built}
     _print_table(answer)
     print(CAVEATS)
@@ -143,27 +145,29 @@ def _prompts(columns: Any, first: int) -> Prompts:
     return Prompts(vectors=vectors, users=users, scopes=scopes)
 
 
-def build(
-    database: Database, options: argparse.Namespace, population: Population
-) -> dict[str, float]:
-    """Fill and index, unless that was finished before; answers the build's figures."""
-    finished = options.folder / "build.json"
+def fill_once(database: Database, options: argparse.Namespace, population: Population) -> None:
+    """Fill the folder's database, unless that was finished before."""
+    marker = options.folder / "filled.json"
     of = {"rows": options.rows, "dimensions": options.dimensions, "seed": SEED}
-    if finished.exists():
-        known: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
-        if known["of"] != of:
-            raise SystemExit(f"{options.folder} holds {known['of']}, not {of}: give another folder")
-        return dict(known["figures"])
+    if marker.exists():
+        known = json.loads(marker.read_text(encoding="utf-8"))
+        if known != of:
+            raise SystemExit(f"{options.folder} holds {known}, not {of}: give another folder")
+        return
     migrate.upgrade(database.url)
-    filled = options.folder / "filled"
-    if not filled.exists():
-        scopes = register_scopes(database, options.dimensions, Sharing.NAMESPACE)
-        load_s = fill(database, population.cached, population.kept, [s.id for s in scopes])
-        filled.touch()
-        print(f"filled in {load_s:.0f} s", file=sys.stderr)
-    measured = build_indexes(database, options)
-    finished.write_text(json.dumps({"of": of, "figures": measured}), encoding="utf-8")
-    return measured
+    scopes = register_scopes(database, options.dimensions, Sharing.NAMESPACE)
+    load_s = fill(database, population.cached, population.kept, [scope.id for scope in scopes])
+    print(f"filled in {load_s:.0f} s", file=sys.stderr)
+    marker.write_text(json.dumps(of), encoding="utf-8")
+
+
+def build_once(database: Database, options: argparse.Namespace) -> dict[str, float]:
+    """Index, unless that was finished before; answers the figures of the build."""
+    marker = options.folder / "build.json"
+    if not marker.exists():
+        built = build_indexes(database, options)
+        marker.write_text(json.dumps(built), encoding="utf-8")
+    return dict(json.loads(marker.read_text(encoding="utf-8")))
 
 
 def build_indexes(
@@ -212,27 +216,51 @@ def sweep(
     population: Population,
     exact: Sequence[Answer],
 ) -> None:
-    """Print a row for each way to build the index and to search it; the defaults' is left."""
+    """Print a row for each way to build the index and to search it; leaves no index."""
     scopes = register_scopes(database, options.dimensions, options.sharing)
     queries = queries_of(population.queries, scopes)
-    print(SWEEP_HEAD)
+    sizes = np.bincount(population.cached.scopes, minlength=len(SCOPE_SHARES))
+    drop_indexes(database)
+    (options.folder / "build.json").unlink(missing_ok=True)
+    _print_by_scope(_settings(database, options), "exact", sizes, queries)
     for m, ef_construction in SWEEP:
         changes = {"cache_index_m": m, "cache_index_ef_construction": ef_construction}
         drop_indexes(database)
         built = build_indexes(database, options, **changes)
+        _print_by_scope(_settings(database, options), f"m = {m}", sizes, queries)
+        print(SWEEP_HEAD)
         for ef_search in SWEEP_SEARCH:
             settings = _settings(database, options, cache_index_ef_search=ef_search)
             found = figures(measure(settings, queries), exact)
-            print(
-                f"{m:>3}{ef_construction:>5}{ef_search:>5}{built['build_s']:>9.1f}"
-                f"{built['index_bytes'] / 1e6:>10.0f}{found['p50_ms']:>8.2f}{found['p99_ms']:>8.2f}"
-                f"{found['server_cpu_ms']:>15.2f}"
-                f"{found['recall_at_1']:>10.4f}{found['k_agreement']:>9.4f}"
-                f"{found['k_agreement_on_hits']:>9.4f}{found['similarity_regret_p99']:>12.5f}",
-                flush=True,
-            )
+            _print_swept(m, ef_construction, ef_search, {**built, **found})
     drop_indexes(database)
-    build_indexes(database, options)
+
+
+def _print_by_scope(
+    settings: CacheSettings, how: str, sizes: NDArray[np.int64], queries: Sequence[Query]
+) -> None:
+    """What a lookup takes by the size of its scope: from which on does an index pay."""
+    by_id: dict[int, list[Query]] = {}
+    for query in queries:
+        by_id.setdefault(query.scope.id, []).append(query)
+    for size, (_, asked) in zip(sizes, sorted(by_id.items()), strict=True):
+        found = measure(settings, asked[:SAMPLE])
+        print(
+            f"{how}: {size:,} rows: server_cpu_ms {1e3 * found.server_cpu_s:.2f}, "
+            f"p50_ms {1e3 * np.median(found.seconds):.2f}",
+            flush=True,
+        )
+
+
+def _print_swept(m: int, ef_construction: int, ef_search: int, found: dict[str, float]) -> None:
+    print(
+        f"{m:>3}{ef_construction:>5}{ef_search:>5}{found['build_s']:>9.1f}"
+        f"{found['index_bytes'] / 1e6:>10.0f}{found['p50_ms']:>8.2f}{found['p99_ms']:>8.2f}"
+        f"{found['server_cpu_ms']:>15.2f}{found['recall_at_1']:>10.4f}"
+        f"{found['k_agreement']:>9.4f}{found['k_agreement_on_hits']:>9.4f}"
+        f"{found['similarity_regret_p99']:>12.5f}",
+        flush=True,
+    )
 
 
 def _settings(database: Database, options: argparse.Namespace, **changes: Any) -> CacheSettings:
