@@ -64,6 +64,8 @@ def connect(
         # like an addition, and would compare a scope's every row. No statistics need be fresh.
         "enable_sort": "off" if is_reader else "on",
         "enable_seqscan": "off" if is_reader else "on",
+        # Many look up at once: none may take several processes.
+        "max_parallel_workers_per_gather": "0" if is_reader else "2",
         "jit": "off",
         **(options or {}),
     }

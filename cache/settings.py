@@ -66,7 +66,7 @@ class CacheSettings(BaseSettings):
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
     """Nearest prompts among which the largest usable k is taken."""
 
-    cache_index_rows_min: Annotated[int, Field(ge=100)] = 5_000
+    cache_index_rows_min: Annotated[int, Field(ge=100)] = 2_000
     """Rows of a scope from which on it has an HNSW index of its own; fewer are searched exactly."""
     cache_index_m: Annotated[int, Field(ge=2, le=100)] = 16
     """Links of a row in the graph of HNSW, as it is built."""

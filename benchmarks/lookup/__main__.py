@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,7 @@ from benchmarks.lookup.database import (
 )
 from benchmarks.lookup.exact import Answer, exact_answers
 from benchmarks.lookup.measure import Query, figures, measure, measure_clients, queries_of
+from benchmarks.lookup.small_scopes import beside_small_scopes
 from benchmarks.lookup.vectors import (
     SCOPE_SHARES,
     SEED,
@@ -83,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.churn:
         return run_churn(options)
+    if options.small_scopes:
+        return run_small_scopes(options)
     population = make_population(options)
     with running_database(options.folder, shared_buffers=options.shared_buffers) as database:
         fill_once(database, options, population)
@@ -102,15 +106,36 @@ def run(options: argparse.Namespace) -> int:
 
 def run_churn(options: argparse.Namespace) -> int:
     """Turn a cache over, and print what became of its lookups."""
-    if (options.folder / "postgres").exists():
-        raise SystemExit(f"{options.folder} holds a database: a churn needs an empty folder")
     num = options.rows * (1 + TURNOVERS) + options.queries
     prompts, _ = make_prompts(options.log, num=num, num_queries=1, dimension=options.dimensions)
-    with running_database(options.folder, shared_buffers=options.shared_buffers) as database:
-        settings = _settings(database, options)
-        rows = measured(
-            make_churn(database, settings, prompts, size=options.rows, num_queries=options.queries)
+    with _empty_database(options) as database:
+        churn = make_churn(
+            database,
+            _settings(database, options),
+            prompts,
+            size=options.rows,
+            num_queries=options.queries,
         )
+        return _print_rows(measured(churn), options)
+
+
+def run_small_scopes(options: argparse.Namespace) -> int:
+    """Put many small scopes beside a large one, and print what that does to its lookups."""
+    population = make_population(options)
+    with _empty_database(options) as database:
+        settings = _settings(database, options)
+        cached, queries = population.cached, population.queries
+        rows = beside_small_scopes(database, settings, cached, queries, num=options.small_scopes)
+        return _print_rows(rows, options)
+
+
+def _empty_database(options: argparse.Namespace) -> AbstractContextManager[Database]:
+    if (options.folder / "postgres").exists():
+        raise SystemExit(f"{options.folder} holds a database: this needs a folder without one")
+    return running_database(options.folder, shared_buffers=options.shared_buffers)
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
     for row in rows:
         _print_table(row)
     if options.json:
@@ -312,6 +337,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--log", type=Path, default=LOG, help="whose users are taken")
     parser.add_argument("--sweep", action="store_true", help="try other parameters of the index")
     parser.add_argument("--churn", action="store_true", help="replace all rows, several times")
+    parser.add_argument("--small-scopes", type=int, default=0, help="put so many beside a large")
     parser.add_argument("--shared-buffers", default="4GB", help="memory of PostgreSQL")
     parser.add_argument("--memory-bytes", type=int, default=4 * 1024**3, help="for index builds")
     parser.add_argument("--workers", type=int, default=2, help="that help to build an index")

@@ -75,7 +75,9 @@ def settings_of(database: Database, **changes: Any) -> CacheSettings:
     )
 
 
-def register_scopes(database: Database, dimension: int, sharing: Sharing) -> list[Scope]:
+def register_scopes(
+    database: Database, dimension: int, sharing: Sharing, *, num: int = len(SCOPE_SHARES)
+) -> list[Scope]:
     """The benchmark's scopes, in namespaces of their own; made where they are missing."""
     engine = connect(database.url)
     try:
@@ -87,7 +89,7 @@ def register_scopes(database: Database, dimension: int, sharing: Sharing) -> lis
                     sharing=sharing,
                     state_kind=StateKind.INTERMEDIATE,
                 )
-                for number in range(len(SCOPE_SHARES))
+                for number in range(num)
             ]
     finally:
         engine.dispose()

@@ -46,7 +46,7 @@ class Prompts:
 
     vectors: Halves = field(repr=False)  #: [n, dim], of unit length
     users: NDArray[np.int32]  #: [n]
-    scopes: NDArray[np.int8]  #: [n]
+    scopes: NDArray[np.int32]  #: [n]
 
     def __len__(self) -> int:
         return len(self.users)
@@ -62,7 +62,7 @@ def make_prompts(
     walk = _Walk(dimension, num, chance)
     vectors = walk.vectors(users)
     scope_of_user = chance.choice(len(SCOPE_SHARES), users.max() + 1, p=SCOPE_SHARES)
-    scope_of_user = scope_of_user.astype(np.int8)
+    scope_of_user = scope_of_user.astype(np.int32)
     return (
         Prompts(vectors=vectors, users=users, scopes=scope_of_user[users]),
         Prompts(

@@ -65,7 +65,7 @@ def test_prompts_are_as_near_to_each_other_as_the_logs(log: Path) -> None:
 
 def test_where_neighbours_tie_each_of_their_ks_is_right() -> None:
     same = np.tile(np.array([[1, 0]], np.float16), (20, 1))
-    cached = Prompts(vectors=same, users=np.zeros(20, np.int32), scopes=np.zeros(20, np.int8))
+    cached = Prompts(vectors=same, users=np.zeros(20, np.int32), scopes=np.zeros(20, np.int32))
     query = Prompts(vectors=same[:1], users=cached.users[:1], scopes=cached.scopes[:1])
     kept = np.zeros((20, 5), dtype=bool)
     kept[:, 0] = True
