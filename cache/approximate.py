@@ -22,9 +22,10 @@ from cache import scopes
 from cache.budget import BoundedCalls
 from cache.calibration import Calibration, install
 from cache.database import connect, transaction
-from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, Sharing, embedding_text
+from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, embedding_text
 from cache.errors import CacheError, ScopeGone
 from cache.lookup import Found, Lookup, miss_reason
+from cache.nearest_index import search_options
 from cache.objects import ObjectStore, S3Objects
 from cache.selector import PAPER, Selector
 from cache.settings import CacheSettings
@@ -101,6 +102,7 @@ class ApproximateCache:
             statement_timeout_s=budget_s,
             pool_timeout_s=budget_s,
             is_reader=True,
+            options=search_options(settings),
         )
         objects = S3Objects.from_url(settings.s3_url.get_secret_value())
         writer = connect(url, pool_size=WRITERS)
@@ -113,9 +115,6 @@ class ApproximateCache:
         """
         known = self._scopes.get(spec)
         if known is None:
-            if self._settings.cache_sharing is Sharing.NAMESPACE:
-                with transaction(self._writer) as connection:
-                    scopes.ensure_nearest_index(connection, spec.embedding_dimension)
             with transaction(self._writer) as connection:
                 for calibration in self._shipped:
                     if calibration.is_for(spec):

@@ -73,30 +73,22 @@ _FIND = """
      LIMIT 1
 """
 
-# Exact: an owner has few rows, and the index on (scope, owner) leads to them.
-_NEAREST_OF_OWNER = """
-         SELECT p.id, p.owner, p.source_job_id,
-                p.embedding <=> CAST(:embedding AS halfvec) AS distance
-           FROM cached_prompts p
-          WHERE p.scope_id = :scope_id
-            AND p.owner = :owner
-            AND (p.expires_at IS NULL OR p.expires_at > :now)
-          ORDER BY distance
-          LIMIT :neighbours
-"""
-
-# By HNSW: predicate and expression are those of the partial index, word for word.
-_NEAREST_IN_NAMESPACE = """
+# By the index on (scope, owner), exactly, where the rows are few; by the scope's HNSW index where
+# `cache.nearest_index` has built one, whose expression and predicate these are. The planner must
+# see the scope's id to prove the predicate: the reader plans each lookup with its values.
+_NEAREST = """
          SELECT p.id, p.owner, p.source_job_id,
                 p.embedding::halfvec({dimension}) <=> CAST(:embedding AS halfvec({dimension}))
                 AS distance
            FROM cached_prompts p
           WHERE p.scope_id = :scope_id
-            AND p.is_shared AND vector_dims(p.embedding) = {dimension}
+            AND {is_within_reach}
             AND (p.expires_at IS NULL OR p.expires_at > :now)
           ORDER BY distance
           LIMIT :neighbours
 """
+
+_WITHIN_REACH = {Sharing.USER: "p.owner = :owner", Sharing.NAMESPACE: "p.is_shared"}
 
 
 def find(
@@ -131,12 +123,19 @@ def find_statement(scope: Scope) -> TextClause:
     return _find_statement(scope.sharing, scope.spec.embedding_dimension)
 
 
+def nearest_statement(scope: Scope) -> TextClause:
+    """The part of the lookup that searches: (id, owner, source_job_id, distance) of the nearest."""
+    return text(_nearest(scope.sharing, scope.spec.embedding_dimension))
+
+
 @lru_cache
 def _find_statement(sharing: Sharing, dimension: int) -> TextClause:
-    nearest = _NEAREST_OF_OWNER
-    if sharing is Sharing.NAMESPACE:
-        nearest = _NEAREST_IN_NAMESPACE.format(dimension=int(dimension))
-    return text(_FIND.format(nearest=nearest.strip()))
+    return text(_FIND.format(nearest=_nearest(sharing, dimension)))
+
+
+def _nearest(sharing: Sharing, dimension: int) -> str:
+    reach = _WITHIN_REACH[sharing]
+    return _NEAREST.format(dimension=int(dimension), is_within_reach=reach).strip()
 
 
 def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:

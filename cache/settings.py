@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cache.database import parse_database_url
@@ -66,6 +66,23 @@ class CacheSettings(BaseSettings):
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
     """Nearest prompts among which the largest usable k is taken."""
 
+    cache_index_rows_min: Annotated[int, Field(ge=100)] = 2_000
+    """Rows of a scope from which on it has an HNSW index of its own; fewer are searched exactly."""
+    cache_index_m: Annotated[int, Field(ge=2, le=100)] = 16
+    """Links of a row in the graph of HNSW, as it is built."""
+    cache_index_ef_construction: Annotated[int, Field(ge=4, le=1_000)] = 64
+    """Candidates while an HNSW index is built; at least twice NIRVANA_CACHE_INDEX_M."""
+    cache_index_ef_search: Annotated[int, Field(ge=1, le=1_000)] = 80
+    """Candidates of a lookup in an HNSW index: more find the nearest more often, more slowly."""
+    cache_index_scan_tuples_max: Annotated[int, Field(ge=1)] = 20_000
+    """Rows that a lookup visits, at most, where the nearest are expired or deleted."""
+    cache_index_memory_bytes: Annotated[int, Field(ge=1024**2, le=2**40)] = 1024**3
+    """Memory of PostgreSQL for the build of an index; builds that need more are far slower."""
+    cache_index_workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Processes of PostgreSQL that help to build an index."""
+    cache_index_growth_max: Annotated[float, Field(gt=1)] = 2.0
+    """An index is built anew where its bytes by row are so many times those when it was built."""
+
     cache_policy: Policy = Policy.LCBFU_AGED
     """Which states are evicted first; `lcbfu` is the paper's."""
     cache_evict_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
@@ -107,6 +124,14 @@ class CacheSettings(BaseSettings):
         if not fractions or not all(0 < fraction < 1 for fraction in fractions):
             raise ValueError("must be fractions between 0 and 1, comma separated")
         return tuple(sorted(set(fractions)))
+
+    @field_validator("cache_index_ef_construction")
+    @classmethod
+    def _fits_links(cls, ef_construction: int, others: ValidationInfo) -> int:
+        m = others.data.get("cache_index_m", 2)
+        if ef_construction < 2 * m:
+            raise ValueError(f"must be at least twice NIRVANA_CACHE_INDEX_M, which is {m}")
+        return ef_construction
 
     @classmethod
     def load(cls, **values: object) -> Self:

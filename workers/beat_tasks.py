@@ -13,6 +13,7 @@ from celery import Celery
 from celery.exceptions import Ignore
 
 from cache.eviction import evict
+from cache.nearest_index import maintain
 from cache.sweep import sweep
 from producer.contract import CANCEL_TASK, GENERATE_TASK, SIGN_TASK, ErrorCode
 from producer.errors import InvalidJob, JobFailed, UnknownModel
@@ -25,6 +26,7 @@ from workers.app import (
     DELIVER_TASK,
     EVICT_TASK,
     EXPIRE_TASK,
+    INDEX_TASK,
     IO_WORKER_NAME,
     RESCUE_TASK,
     SWEEP_TASK,
@@ -120,6 +122,7 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
         lambda: asdict(evict(process.database, process.objects, settings.cache, now=utc_now())),
     )
     periodic(SWEEP_TASK, lambda: sweep_now(process))
+    periodic(INDEX_TASK, lambda: asdict(maintain(settings.cache)))
     periodic(EXPIRE_TASK, lambda: asdict(process.retention.run(now=utc_now())))
 
 
