@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, assert_never
@@ -22,8 +21,7 @@ from cache.forgotten import JobSubject, NamespaceSubject, Subject, UserSubject
 from cache.objects import ObjectStore
 from cache.removal import Removed, delete_doomed_objects, lock_states, remove_states
 
-BATCH = 1_000  # states of one transaction, and objects of one request
-PARALLEL_DELETES = 8
+BATCH = 1_000  # states of one transaction
 HELD_TIMEOUT_S = 30.0
 _HELD_PAUSE_S = 0.05
 
@@ -122,18 +120,11 @@ def purge_rows(engine: Engine, subject: Subject, *, now: datetime) -> Removed:
 
 
 def purge_objects(engine: Engine, objects: ObjectStore, *, now: datetime) -> int:
-    """Delete all doomed objects, several requests at a time; answers how many remain.
+    """Delete all doomed objects; answers how many remain.
 
     Raises ObjectStoreError; then they stay doomed, and beat goes on.
     """
-
-    def delete() -> None:
-        while delete_doomed_objects(engine, objects, now=now, limit=BATCH) == BATCH:
-            pass
-
-    with ThreadPoolExecutor(PARALLEL_DELETES, thread_name_prefix="purge") as pool:
-        for done in [pool.submit(delete) for _ in range(PARALLEL_DELETES)]:
-            done.result()
+    delete_doomed_objects(engine, objects, now=now)
     return num_doomed(engine)
 
 

@@ -86,6 +86,13 @@ scopes = Table(
     Column("thresholds_version", Text, nullable=False),
     Column("seconds_per_step", Float(53), comment="measured; null until then"),
     Column("bytes_per_state", BigInteger, comment="null until one is stored"),
+    Column(
+        "live_bytes",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="of its states; changes in their transactions",
+    ),
     Column("created_at", _INSTANT, nullable=False, server_default=text("now()")),
     CheckConstraint(f"state_kind {_IS_KIND}", name="state_kind"),
     CheckConstraint("seconds_per_step > 0", name="seconds_per_step"),
@@ -142,7 +149,10 @@ cached_states = Table(
     CheckConstraint("num_bytes > 0", name="num_bytes"),
 )
 
+_COPIED = "copied, never changes"
+
 # Apart from the vector: counting a use beside it would rewrite the vector and its index entries.
+# With all that eviction asks for, so that its choice reads this table alone.
 state_uses = Table(
     "state_uses",
     metadata,
@@ -153,18 +163,23 @@ state_uses = Table(
         primary_key=True,
         autoincrement=False,
     ),
+    Column("namespace", Text, nullable=False, comment=_COPIED),
+    Column("scope_id", BigInteger, nullable=False, comment=_COPIED),
+    Column("num_bytes", BigInteger, nullable=False, comment=_COPIED),
     Column("uses", BigInteger, nullable=False, server_default="0"),
     Column("steps_saved", BigInteger, nullable=False, server_default="0"),
     Column(
-        "inflation",
+        "priority",
         Float(53),
         nullable=False,
-        comment="the namespace's inflation when this was stored or last used",
+        comment="of Greedy-Dual-Size-Frequency, when this was stored or last used",
     ),
     Column("last_used_at", _INSTANT, nullable=False, comment="or stored, before its first use"),
     # LCBFU's score (NIRVANA): uses x k for an intermediate state.
     Column("benefit", BigInteger, Computed("steps_saved", persisted=True), nullable=False),
-    # Counters change, nothing else does: room on the page keeps such updates off the index.
+    # The order in which the default policy evicts.
+    Index("ix_state_uses_priority", "namespace", "priority", "state_id"),
+    # Counters change, nothing else does: room on the page keeps a row's versions together.
     postgresql_with={"fillfactor": "80"},
 )
 
