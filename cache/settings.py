@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cache.database import parse_database_url
@@ -66,6 +66,10 @@ class CacheSettings(BaseSettings):
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
     """Nearest prompts among which the largest usable k is taken."""
 
+    cache_predictor: bool = False
+    """Whether the match predictor may send a job to noise without a lookup; under namespace sharing
+    only. Off by default: a lookup costs less than the hits that it loses (docs/evaluation.md)."""
+
     cache_policy: Policy = Policy.LCBFU_AGED
     """Which states are evicted first; `lcbfu` is the paper's."""
     cache_evict_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
@@ -107,6 +111,14 @@ class CacheSettings(BaseSettings):
         if not fractions or not all(0 < fraction < 1 for fraction in fractions):
             raise ValueError("must be fractions between 0 and 1, comma separated")
         return tuple(sorted(set(fractions)))
+
+    @field_validator("cache_predictor")
+    @classmethod
+    def _tells_nobody(cls, is_on: bool, others: ValidationInfo) -> bool:
+        """Refuse what would tell a user whether others' prompts are like theirs."""
+        if is_on and others.data.get("cache_sharing") is Sharing.USER:
+            raise ValueError("on needs NIRVANA_CACHE_SHARING=namespace")
+        return is_on
 
     @classmethod
     def load(cls, **values: object) -> Self:
