@@ -18,15 +18,17 @@ from cache.calibration import FILE_NAME, Calibration
 from evaluation.calibration.drawing import Drawer, DrawingPlan, Drawn
 from evaluation.calibration.floors import Curve, Rule, find_curves, floors
 from evaluation.calibration.measurements import Measurement, MeasurementFile, Scores
-from evaluation.calibration.pairs import Pair, distinct, draw_pairs
+from evaluation.calibration.pairs import ROWS_MAX, Pair, draw_pairs
 from evaluation.calibration.quality import Picture, Quality
 from evaluation.prepared import Stages, silent
+from evaluation.sharing import SharedBy, sharing_groups
+from evaluation.trace import Trace
 from evaluation.vectors import Progress
 from workers.denoising.engine import Engine
 from workers.denoising.families.family import Family
 from workers.denoising.threads import ThreadTable
 
-K_FRACTIONS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of N
+K_FRACTIONS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of N
 PAIRS_AT_ONCE: Final = 2  # their pictures share forward passes; what a kill can lose
 BATCH_SIZE: Final = 16  # pictures in one forward pass
 
@@ -36,7 +38,7 @@ class Study:
     """What is measured, and by which rule it is judged."""
 
     family: Family
-    prompts: Sequence[str]  #: that no evaluation uses
+    log: Trace  #: of prompts that no evaluation uses
     qualities: Sequence[Quality]
     plan: DrawingPlan
     rule: Rule
@@ -44,10 +46,15 @@ class Study:
 
     def pairs(self) -> list[Pair]:
         """Draw the pairs; raises OptionInvalid where the prompts are too different."""
-        prompts = distinct(self.prompts)
-        vectors = self.family.embedding(prompts)
-        rng = np.random.default_rng(self.plan.seed)
-        return draw_pairs(prompts, vectors, count=self.num_pairs, rng=rng)
+        prompts = self.log.prompts[:ROWS_MAX]
+        sharing = SharedBy.NAMESPACE if self.log.users is None else SharedBy.USER
+        return draw_pairs(
+            prompts,
+            self.family.embedding(prompts),
+            sharing_groups(self.log, sharing)[:ROWS_MAX],
+            count=self.num_pairs,
+            rng=np.random.default_rng(self.plan.seed),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,16 +24,22 @@ def measured(similarity: float, *, by_k: dict[int, float], noise: float = 0.8) -
     )
 
 
-def on_a_circle(num: int, step: float) -> np.ndarray:
-    angles = np.arange(num) * step
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+def in_twos(angles: np.ndarray) -> np.ndarray:
+    """Each second vector lies at an angle from the one before, and far from all others."""
+    vectors = np.zeros((2 * len(angles), len(angles) * 2), dtype=np.float32)
+    for number, angle in enumerate(angles):
+        vectors[2 * number, 2 * number] = 1
+        vectors[2 * number + 1, 2 * number : 2 * number + 2] = np.cos(angle), np.sin(angle)
+    return vectors
 
 
 def test_pairs_cover_the_range_and_no_prompt_is_in_two() -> None:
-    vectors = on_a_circle(60, 0.05)
+    similarities = np.linspace(0.51, 0.99, 30)
+    vectors = in_twos(np.arccos(similarities))
     prompts = [f"prompt {number}" for number in range(60)]
-    edges = (0.5, 0.7, 0.9, 1.0)
-    pairs = draw_pairs(prompts, vectors, count=12, rng=np.random.default_rng(1), edges=edges)
+    edges, owners = (0.5, 0.7, 0.9, 1.0), np.zeros(60, dtype=np.int32)
+    rng = np.random.default_rng(1)
+    pairs = draw_pairs(prompts, vectors, owners, count=12, rng=rng, edges=edges)
     counts, _ = np.histogram([pair.similarity for pair in pairs], bins=edges)
     assert counts.tolist() == [4, 4, 4]
     used = [prompt for pair in pairs for prompt in (pair.cached, pair.asked)]
@@ -42,9 +48,33 @@ def test_pairs_cover_the_range_and_no_prompt_is_in_two() -> None:
     assert all(prompts.index(p.cached) < prompts.index(p.asked) for p in pairs)
 
 
+def test_a_pair_is_a_prompt_and_the_nearest_that_its_owner_sent_before() -> None:
+    angles = np.array([0.0, 0.3, 0.5, 0.55])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    owners = np.array([0, 0, 1, 0], dtype=np.int32)
+    rng = np.random.default_rng(1)
+    pairs = draw_pairs(["a", "b", "c", "d"], vectors, owners, count=9, rng=rng, edges=(0.5, 1.01))
+    assert {(pair.cached, pair.asked) for pair in pairs} <= {("a", "b"), ("b", "d")}
+    assert len(pairs) == 1  # b is in one of the two
+
+
+def test_a_repeat_is_no_pair() -> None:
+    vectors = np.ones((2, 1), dtype=np.float32)
+    owners = np.zeros(2, dtype=np.int32)
+    with pytest.raises(OptionInvalid, match="none of 2 prompts"):
+        draw_pairs(["a", "a"], vectors, owners, count=1, rng=np.random.default_rng(1))
+
+
 def test_prompts_that_are_all_different_are_refused() -> None:
-    with pytest.raises(OptionInvalid, match="no two of 2 prompts are more alike than"):
-        draw_pairs(["a", "b"], np.eye(2, dtype=np.float32), count=4, rng=np.random.default_rng(1))
+    owners = np.zeros(2, dtype=np.int32)
+    with pytest.raises(OptionInvalid, match=r"none of 2 prompts is more alike than 0\.2"):
+        draw_pairs(
+            ["a", "b"],
+            np.eye(2, dtype=np.float32),
+            owners,
+            count=4,
+            rng=np.random.default_rng(1),
+        )
 
 
 def test_the_floor_is_where_the_quality_is_kept_from_there_on() -> None:
@@ -90,7 +120,7 @@ def test_every_measure_must_allow_a_k() -> None:
     )
     curves = find_curves([both] * 20, Rule(alphas={"a": 0.9, "b": 0.9}))
     assert floors(curves, KIND) == {}
-    assert floors([curve for curve in curves if curve.measure == "a"], KIND) == {5: 0.5}
+    assert floors([curve for curve in curves if curve.measure == "a"], KIND) == {5: 0.9}
 
 
 def test_measurements_are_continued_and_a_torn_line_is_drawn_again(tmp_path: Path) -> None:
