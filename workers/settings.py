@@ -113,6 +113,8 @@ class WorkerSettings(BaseSettings):
     """How often scopes are looked at that need an index for their lookups, or need it no more."""
     expire_every_s: float = Field(default=60.0, gt=0)
     """How often jobs, images and webhooks past their retention are removed."""
+    refit_every_s: float = Field(default=600.0, gt=0)
+    """How often the match predictors are fitted anew, where NIRVANA_CACHE_PREDICTOR is on."""
     announce_every_s: float = Field(default=5.0, gt=0)
     """How often ends are told that no client could be told of at once."""
 
