@@ -30,6 +30,10 @@ WANTED = {
     "embedding": embedding_text([1.0] + [0.0] * (DIMENSION - 1), DIMENSION),
     "neighbours": 10,
     "now": START,
+    "prompt_hash": None,
+    "k_again": 50,
+    "margin": 0.0,
+    "choice": 0,
 }
 
 
