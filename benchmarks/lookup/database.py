@@ -33,6 +33,8 @@ PASSWORDS: Final = Passwords(superuser="benchmark", role="benchmark")  # on loop
 POSTGRES_EPOCH_S: Final = 946_684_800
 CREATED_AT_S: Final = 1_790_000_000
 COPIED: Final = 20_000  # rows encoded at a time
+NEAREST_INDEXES: Final = "ix_cached_prompts_nearest_"
+OWNER_INDEX: Final = "ix_cached_prompts_scope_owner"
 HALFVEC_TYPE: Final = 2  # bytes of a number
 
 
@@ -222,21 +224,22 @@ def _copy(connection: psycopg.Connection[Any], target: str, columns: list[NDArra
         copy.write(b"\xff\xff")
 
 
-def index_bytes(database: Database) -> int:
-    """Of the indexes that lookups search."""
+def index_bytes(database: Database, prefix: str) -> int:
+    """Of the indexes whose names begin so."""
     with psycopg.connect(database.superuser_url) as connection:
-        return sum(size for _, size in _nearest_indexes(connection))
+        return sum(size for _, size in _indexes(connection, prefix))
 
 
 def drop_indexes(database: Database) -> None:
-    """Take away what `build_indexes` made."""
+    """Take away what `maintain` has built."""
     with psycopg.connect(database.superuser_url, autocommit=True) as connection:
-        for name, _ in _nearest_indexes(connection):
+        for name, _ in _indexes(connection, NEAREST_INDEXES):
             connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name)))
 
 
-def _nearest_indexes(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
+def _indexes(connection: psycopg.Connection[Any], prefix: str) -> list[tuple[str, int]]:
     return connection.execute(
         "SELECT relname, pg_relation_size(oid) FROM pg_class"
-        " WHERE starts_with(relname, 'ix_cached_prompts_nearest_')"
+        " WHERE relkind = 'i' AND starts_with(relname, %s)",
+        [prefix],
     ).fetchall()
