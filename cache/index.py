@@ -9,6 +9,7 @@ from functools import lru_cache
 from sqlalchemy import Connection, TextClause, text
 
 from cache.entry import Hit, PromptRow, Scope, Sharing, StateKind
+from cache.policies import priority
 from cache.removal import lock_states, remove_states
 from cache.selector import Allowance
 
@@ -20,7 +21,7 @@ _INSERT_PROMPT = text("""
     RETURNING id
 """)
 
-_INSERT_STATES = text("""
+_INSERT_STATES = """
     WITH stored AS (
          INSERT INTO cached_states (prompt_id, kind, k, num_bytes, key, sha256, created_at)
          SELECT :prompt_id, kind, k, num_bytes, key, sha256, :created_at
@@ -28,18 +29,23 @@ _INSERT_STATES = text("""
                        CAST(:keys AS text[]), CAST(:hashes AS text[]))
                 AS new (kind, k, num_bytes, key, sha256)
       RETURNING id, num_bytes
-    ), measured AS (
+    ), counted AS (
          UPDATE scopes
-            SET bytes_per_state = (SELECT max(num_bytes) FROM stored)
-          WHERE id = :scope_id AND bytes_per_state IS NULL
+            SET bytes_per_state = COALESCE(bytes_per_state, sizes.largest),
+                live_bytes = live_bytes + sizes.total
+           FROM (SELECT max(num_bytes) AS largest, sum(num_bytes) AS total FROM stored) sizes
+          WHERE id = :scope_id
     )
-    INSERT INTO state_uses (state_id, inflation, last_used_at)
-    SELECT stored.id, n.inflation, :created_at
+    INSERT INTO state_uses (state_id, namespace, scope_id, num_bytes, priority, last_used_at)
+    SELECT stored.id, c.namespace, c.id, stored.num_bytes,
+           {priority}, :created_at
       FROM stored
      CROSS JOIN scopes c
       JOIN namespaces n ON n.namespace = c.namespace
      WHERE c.id = :scope_id
-""")
+"""
+_PRIORITY = priority(uses="0", num_bytes="stored.num_bytes")
+_INSERT_PRIORITISED_STATES = text(_INSERT_STATES.format(priority=_PRIORITY))
 
 _STATES_OF_PROMPT = text("""
     SELECT s.id
@@ -161,7 +167,7 @@ def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
         "keys": [state.key for state in prompt.states],
         "hashes": [state.sha256 for state in prompt.states],
     }
-    connection.execute(_INSERT_STATES, states)
+    connection.execute(_INSERT_PRIORITISED_STATES, states)
     return prompt_id
 
 

@@ -82,6 +82,9 @@ class CacheSettings(BaseSettings):
     """Processes of PostgreSQL that help to build an index."""
     cache_index_growth_max: Annotated[float, Field(gt=1)] = 2.0
     """An index is built anew where its bytes by row are so many times those when it was built."""
+    cache_predictor: bool = False
+    """Whether the match predictor may send a job to noise without a lookup; under namespace sharing
+    only. Off by default: a lookup costs less than the hits that it loses (docs/evaluation.md)."""
 
     cache_policy: Policy = Policy.LCBFU_AGED
     """Which states are evicted first; `lcbfu` is the paper's."""
@@ -132,6 +135,14 @@ class CacheSettings(BaseSettings):
         if ef_construction < 2 * m:
             raise ValueError(f"must be at least twice NIRVANA_CACHE_INDEX_M, which is {m}")
         return ef_construction
+
+    @field_validator("cache_predictor")
+    @classmethod
+    def _tells_nobody(cls, is_on: bool, others: ValidationInfo) -> bool:
+        """Refuse what would tell a user whether others' prompts are like theirs."""
+        if is_on and others.data.get("cache_sharing") is Sharing.USER:
+            raise ValueError("on needs NIRVANA_CACHE_SHARING=namespace")
+        return is_on
 
     @classmethod
     def load(cls, **values: object) -> Self:

@@ -22,7 +22,11 @@ from cache.entry import StateKind
 from evaluation.calibration.measurements import Measurement
 from evaluation.errors import PackageMissing
 
-GRID: Final = tuple(round(0.5 + 0.01 * number, 2) for number in range(50))  # .50 to .99
+#: Similarities at which a floor may stand: .20 to .99, and finer where most reuses are.
+GRID: Final = (
+    *(round(0.2 + 0.01 * number, 2) for number in range(80)),
+    *(0.995, 0.998, 0.999, 0.9995),
+)
 NUM_RESAMPLES: Final = 400
 PAIRS_MIN: Final = 8  # at or above a floor: fewer say nothing
 
@@ -121,10 +125,10 @@ def _fit(similarities: Floats, changes: Floats) -> Floats:
 
 
 def _floor(similarities: Floats, is_kept: NDArray[np.bool_]) -> float | None:
-    """The first grid point from which on all are kept, with enough pairs above it."""
+    """The first grid point from which on all are kept, with a pair below it and enough above."""
     kept_on = np.logical_and.accumulate(is_kept[::-1])[::-1]
     for at, floor in enumerate(GRID):
-        if kept_on[at]:
+        if kept_on[at] and floor >= similarities.min():
             return floor if np.count_nonzero(similarities >= floor) >= PAIRS_MIN else None
     return None
 

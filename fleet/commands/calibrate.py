@@ -19,7 +19,7 @@ from evaluation.calibration.quality import ClipScore
 from evaluation.pages import write_page
 from evaluation.trace import Fields, read_trace
 from fleet.commands.console import JsonOption, Output, UsageProblem
-from fleet.commands.evaluation_options import PromptFieldOption, RowsOption
+from fleet.commands.evaluation_options import PromptFieldOption, RowsOption, UserFieldOption
 from fleet.commands.evaluation_setup import progress_bars
 from workers.denoising.families.family import Family
 from workers.loading import load_family
@@ -57,6 +57,7 @@ def calibrate_model(
     steps: Annotated[int | None, typer.Option(min=4, show_default="the model's")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, show_default="the model's")] = None,
     prompt_field: PromptFieldOption = "prompt",
+    user_field: UserFieldOption = "user",
     rows: RowsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of pairs and pictures.")] = 0,
     as_json: JsonOption = False,
@@ -74,7 +75,7 @@ def calibrate_model(
     family = load_family(settings, slug)
     study = Study(
         family=family,
-        prompts=read_trace(prompts, Fields(prompt=prompt_field), rows_max=rows).prompts,
+        log=read_trace(prompts, Fields(prompt=prompt_field, user=user_field), rows_max=rows),
         qualities=[quality],
         plan=_plan(family, steps=steps, guidance=guidance, kinds=kind, seed=seed),
         rule=Rule(alphas={quality.name: alpha}, confidence=confidence, seed=seed),

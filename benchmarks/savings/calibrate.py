@@ -1,7 +1,7 @@
-"""Calibrate the shipped model: `python -m models.calibrate --out DIR` writes `thresholds.json`.
+"""Calibrate the shipped model for the log: `python -m benchmarks.savings.calibrate --out DIR`.
 
-`nirvana calibrate` does the same for any model and log. This one draws its prompts as the model's
-captions are drawn, one to three attributes changed, and has the judge agree besides CLIPScore.
+`nirvana calibrate` does the same for any model and log. This one draws its prompts as the log of
+the savings benchmark is drawn, with another seed, and has the judge agree besides CLIPScore.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.savings.workload import Request, generate, owners_of
 from cache.entry import StateKind
 from evaluation.calibration.calibrate import Study, calibrate, k_set
 from evaluation.calibration.drawing import DrawingPlan
@@ -27,20 +27,19 @@ from evaluation.calibration.floors import Rule
 from evaluation.calibration.plots import calibration_plots
 from evaluation.calibration.quality import ClipScore, Picture
 from evaluation.pages import write_page
+from evaluation.trace import Trace
 from evaluation.vectors import Progress
 from models import sampling
-from models.dataset import COLUMNS, VALUES
-from models.scenes import Scene, draw_scene, full_caption
+from models.scenes import Scene
 from models.scoring import CLIP, Judge
 from workers.denoising.families import loading
 
 logger = logging.getLogger(__name__)
 
-NUM_SCENES: Final = 1_200
+NUM_ROWS: Final = 8_000
 SEED: Final = 51_203  # no other set of prompts of this project has it
-CHANGES_MAX: Final = 3  # attributes
-# The judge is nearly noiseless, so more must be kept than of the paper's CLIPScore.
-ALPHAS: Final = {"clip_score": 0.9, "judge": 0.95}
+#: The paper's share, of both measures.
+ALPHAS: Final = {"clip_score": 0.9, "judge": 0.9}
 
 
 class Judged:
@@ -59,18 +58,19 @@ class Judged:
         return shares
 
 
-def draw_scenes(rng: np.random.Generator) -> dict[str, Scene]:
-    """Draw scenes by their prompts, each followed by some that differ in a few attributes."""
-    scenes: dict[str, Scene] = {}
-    while len(scenes) < NUM_SCENES:
-        scene = draw_scene(rng)
-        scenes[full_caption(scene)] = scene
-        for num_changes in range(1, CHANGES_MAX + 1):
-            changed = rng.choice(COLUMNS, size=num_changes, replace=False)
-            values = {column: str(rng.choice(VALUES[column])) for column in changed}
-            other = replace(scene, **values)
-            scenes[full_caption(other)] = other
-    return scenes
+def draw_log() -> list[Request]:
+    """Draw requests as the evaluation's users make them, none with a prompt of the evaluation."""
+    held_out = {request.prompt for request in generate()}
+    return [one for one in generate(NUM_ROWS, seed=SEED) if one.prompt not in held_out]
+
+
+def trace_of(requests: Sequence[Request]) -> Trace:
+    """The requests as a prompt log."""
+    return Trace(
+        name="generated",
+        prompts=[request.prompt for request in requests],
+        users=owners_of(requests),
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,15 +78,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Calibrate the shipped model.")
     parser.add_argument("--model", type=Path, default=sampling.SMALL)
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--near", type=int, default=90, help="more pairs, of the most alike")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--kind", type=StateKind, choices=list(StateKind), action="append")
     parser.add_argument("--out", type=Path, required=True, help="a folder; run again to continue")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    scenes = draw_scenes(np.random.default_rng(SEED))
+    requests = draw_log()
+    scenes = {request.prompt: request.scene for request in requests}
     study = Study(
         family=loading.load(options.model),
-        prompts=list(scenes),
+        log=trace_of(requests),
         qualities=[ClipScore.load(options.model / CLIP.name), Judged(Judge.load(), scenes)],
         plan=DrawingPlan(
             num_inference_steps=sampling.NUM_STEPS,
@@ -97,10 +99,11 @@ def main(arguments: list[str] | None = None) -> None:
         ),
         rule=Rule(alphas=ALPHAS),
         num_pairs=options.pairs,
+        num_near=options.near,
     )
     found = calibrate(study, options.out, num_threads=options.threads, stages=_log_stages)
     write_page(options.out, "The shipped model, calibrated", calibration_plots(found))
-    print(json.dumps(found.calibration.to_json()))  # noqa: T201 - the command's output
+    print(json.dumps(found.calibration.to_json()))
 
 
 @contextmanager
