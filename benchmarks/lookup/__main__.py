@@ -174,6 +174,7 @@ def _prompts(columns: Any, first: int) -> Prompts:
 
 def fill_once(database: Database, options: argparse.Namespace, population: Population) -> None:
     """Fill the folder's database, unless that was finished before."""
+    migrate.upgrade(database.url)  # a folder may be of an older version
     marker = options.folder / "filled.json"
     of = {"rows": options.rows, "dimensions": options.dimensions, "seed": SEED}
     if marker.exists():
@@ -181,7 +182,6 @@ def fill_once(database: Database, options: argparse.Namespace, population: Popul
         if known != of:
             raise SystemExit(f"{options.folder} holds {known}, not {of}: give another folder")
         return
-    migrate.upgrade(database.url)
     scopes = register_scopes(database, options.dimensions, Sharing.NAMESPACE)
     load_s = fill(database, population.cached, population.kept, [scope.id for scope in scopes])
     print(f"filled in {load_s:.0f} s", file=sys.stderr)

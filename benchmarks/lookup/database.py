@@ -38,6 +38,25 @@ OWNER_INDEX: Final = "ix_cached_prompts_scope_owner"
 HALFVEC_TYPE: Final = 2  # bytes of a number
 
 
+_COUNT_USES = """
+    INSERT INTO state_uses (state_id, namespace, scope_id, num_bytes, priority, last_used_at)
+    SELECT s.id, c.namespace, c.id, s.num_bytes, 0, s.created_at
+      FROM cached_prompts p
+      JOIN cached_states s ON s.prompt_id = p.id
+      JOIN scopes c ON c.id = p.scope_id
+     WHERE p.id BETWEEN %(first)s AND %(last)s
+"""
+
+_COUNT_BYTES = """
+    UPDATE scopes c
+       SET live_bytes = held.num_bytes
+      FROM (SELECT scope_id, sum(num_bytes) AS num_bytes
+              FROM state_uses
+             GROUP BY scope_id) held
+     WHERE held.scope_id = c.id
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
     """A running server."""
@@ -128,6 +147,7 @@ def fill(
             rows = slice(start, min(start + COPIED, len(prompts)))
             _fill(connection, prompts, kept, scope_ids, rows)
             connection.commit()
+        connection.execute(_COUNT_BYTES)
         for table in ("cached_prompts", "cached_states"):
             connection.execute(
                 f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}"
@@ -179,11 +199,7 @@ def _fill(
             _created_at(len(at)),
         ],
     )
-    _copy(
-        connection,
-        "state_uses (state_id, inflation, last_used_at)",
-        [state_ids.astype(">i8"), np.zeros(len(at), ">f8"), _created_at(len(at))],
-    )
+    connection.execute(_COUNT_USES, {"first": int(ids[0]), "last": int(ids[-1])})
 
 
 def owner_names(users: NDArray[np.int32]) -> NDArray[np.bytes_]:
