@@ -57,6 +57,14 @@ _COUNT_BYTES = """
 """
 
 
+_PREWARM = """
+    SELECT pg_prewarm(i.oid)
+      FROM pg_class i
+      LEFT JOIN pg_index x ON x.indexrelid = i.oid
+     WHERE COALESCE(x.indrelid, i.oid)::regclass::text IN ('cached_prompts', 'cached_states')
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
     """A running server."""
@@ -238,6 +246,13 @@ def _copy(connection: psycopg.Connection[Any], target: str, columns: list[NDArra
         copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
         copy.write(rows.tobytes())
         copy.write(b"\xff\xff")
+
+
+def prewarm(database: Database) -> None:
+    """Read what lookups read into the server's memory."""
+    with psycopg.connect(database.superuser_url, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS pg_prewarm")
+        connection.execute(_PREWARM)
 
 
 def index_bytes(database: Database, prefix: str) -> int:
