@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, text
 
 from benchmarks.lookup.database import (
+    NEAREST_INDEXES,
     Database,
     fill,
     index_bytes,
@@ -107,7 +108,7 @@ def _figures(churn: Churn, name: str, *, end: int) -> dict[str, Any]:
     asked = _part(churn.prompts, slice(end, end + churn.num_queries))
     exact = exact_answers(cached, churn.kept[live], asked, Sharing.NAMESPACE)
     found = figures(measure(churn.settings, queries_of(asked, [churn.scope])), exact)
-    size = index_bytes(churn.database) / churn.size
+    size = index_bytes(churn.database, NEAREST_INDEXES) / churn.size
     return {"state": name, **found, "index_bytes_per_row": size}
 
 

@@ -33,7 +33,36 @@ PASSWORDS: Final = Passwords(superuser="benchmark", role="benchmark")  # on loop
 POSTGRES_EPOCH_S: Final = 946_684_800
 CREATED_AT_S: Final = 1_790_000_000
 COPIED: Final = 20_000  # rows encoded at a time
+NEAREST_INDEXES: Final = "ix_cached_prompts_nearest_"
+OWNER_INDEX: Final = "ix_cached_prompts_scope_owner"
 HALFVEC_TYPE: Final = 2  # bytes of a number
+
+
+_COUNT_USES = """
+    INSERT INTO state_uses (state_id, namespace, scope_id, num_bytes, priority, last_used_at)
+    SELECT s.id, c.namespace, c.id, s.num_bytes, 0, s.created_at
+      FROM cached_prompts p
+      JOIN cached_states s ON s.prompt_id = p.id
+      JOIN scopes c ON c.id = p.scope_id
+     WHERE p.id BETWEEN %(first)s AND %(last)s
+"""
+
+_COUNT_BYTES = """
+    UPDATE scopes c
+       SET live_bytes = held.num_bytes
+      FROM (SELECT scope_id, sum(num_bytes) AS num_bytes
+              FROM state_uses
+             GROUP BY scope_id) held
+     WHERE held.scope_id = c.id
+"""
+
+
+_PREWARM = """
+    SELECT pg_prewarm(i.oid)
+      FROM pg_class i
+      LEFT JOIN pg_index x ON x.indexrelid = i.oid
+     WHERE COALESCE(x.indrelid, i.oid)::regclass::text IN ('cached_prompts', 'cached_states')
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +155,7 @@ def fill(
             rows = slice(start, min(start + COPIED, len(prompts)))
             _fill(connection, prompts, kept, scope_ids, rows)
             connection.commit()
+        connection.execute(_COUNT_BYTES)
         for table in ("cached_prompts", "cached_states"):
             connection.execute(
                 f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}"
@@ -177,11 +207,7 @@ def _fill(
             _created_at(len(at)),
         ],
     )
-    _copy(
-        connection,
-        "state_uses (state_id, inflation, last_used_at)",
-        [state_ids.astype(">i8"), np.zeros(len(at), ">f8"), _created_at(len(at))],
-    )
+    connection.execute(_COUNT_USES, {"first": int(ids[0]), "last": int(ids[-1])})
 
 
 def owner_names(users: NDArray[np.int32]) -> NDArray[np.bytes_]:
@@ -222,21 +248,29 @@ def _copy(connection: psycopg.Connection[Any], target: str, columns: list[NDArra
         copy.write(b"\xff\xff")
 
 
-def index_bytes(database: Database) -> int:
-    """Of the indexes that lookups search."""
+def prewarm(database: Database) -> None:
+    """Read what lookups read into the server's memory."""
+    with psycopg.connect(database.superuser_url, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS pg_prewarm")
+        connection.execute(_PREWARM)
+
+
+def index_bytes(database: Database, prefix: str) -> int:
+    """Of the indexes whose names begin so."""
     with psycopg.connect(database.superuser_url) as connection:
-        return sum(size for _, size in _nearest_indexes(connection))
+        return sum(size for _, size in _indexes(connection, prefix))
 
 
 def drop_indexes(database: Database) -> None:
-    """Take away what `build_indexes` made."""
+    """Take away what `maintain` has built."""
     with psycopg.connect(database.superuser_url, autocommit=True) as connection:
-        for name, _ in _nearest_indexes(connection):
+        for name, _ in _indexes(connection, NEAREST_INDEXES):
             connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(name)))
 
 
-def _nearest_indexes(connection: psycopg.Connection[Any]) -> list[tuple[str, int]]:
+def _indexes(connection: psycopg.Connection[Any], prefix: str) -> list[tuple[str, int]]:
     return connection.execute(
         "SELECT relname, pg_relation_size(oid) FROM pg_class"
-        " WHERE starts_with(relname, 'ix_cached_prompts_nearest_')"
+        " WHERE relkind = 'i' AND starts_with(relname, %s)",
+        [prefix],
     ).fetchall()
