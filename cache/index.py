@@ -33,7 +33,8 @@ _INSERT_STATES = """
          UPDATE scopes
             SET bytes_per_state = COALESCE(bytes_per_state, sizes.largest),
                 live_bytes = live_bytes + sizes.total
-           FROM (SELECT max(num_bytes) AS largest, sum(num_bytes) AS total FROM stored) sizes
+           FROM (SELECT max(num_bytes) AS largest, COALESCE(sum(num_bytes), 0) AS total
+                   FROM stored) sizes
           WHERE id = :scope_id
     )
     INSERT INTO state_uses (state_id, namespace, scope_id, num_bytes, priority, last_used_at)
