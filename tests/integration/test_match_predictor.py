@@ -15,10 +15,9 @@ from sqlalchemy import Engine, text
 
 from cache.approximate import ApproximateCache
 from cache.database import transaction
-from cache.entry import Miss, MissReason, PromptRow, embedding_text
+from cache.entry import Miss, MissReason, embedding_text
 from cache.errors import SettingsInvalid
 from cache.forgotten import JobSubject, NamespaceSubject, Subject, UserSubject
-from cache.index import insert
 from cache.lookup import Found
 from cache.objects import S3Objects
 from cache.predictor import Floats
@@ -75,21 +74,28 @@ def about_query(num: int = NUM_PROMPTS) -> Floats:
     return vectors.astype(np.float32)
 
 
+_INSERT_PROMPT = text("""
+    INSERT INTO cached_prompts (scope_id, owner, is_shared, embedding, prompt_hash,
+                                source_job_id, created_at)
+    VALUES (:scope_id, 'ann', true, CAST(:embedding AS halfvec), :number, :job_id, :now)
+""")
+
+
 def fill(engine: Engine, cache: ApproximateCache, vectors: Floats, **changes: Any) -> None:
     """Prompts without states: what a predictor is fitted on."""
     scope = cache.scope(spec(**changes))
+    prompts = [
+        {
+            "scope_id": scope.id,
+            "embedding": embedding_text(vector, DIMENSION),
+            "number": str(number),
+            "job_id": f"job-{number}",
+            "now": START,
+        }
+        for number, vector in enumerate(vectors)
+    ]
     with transaction(engine) as connection:
-        for number, vector in enumerate(vectors):
-            row = PromptRow(
-                owner="ann",
-                embedding=embedding_text(vector, DIMENSION),
-                prompt_hash=str(number),
-                source_job_id=f"job-{number}",
-                created_at=START,
-                expires_at=None,
-                states=(),
-            )
-            insert(connection, scope, row)
+        connection.execute(_INSERT_PROMPT, prompts)
 
 
 def fitted(engine: Engine, **changes: Any) -> RefitReport:
