@@ -24,7 +24,7 @@ from cache.calibration import Calibration, install
 from cache.database import connect, transaction
 from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, Sharing, embedding_text
 from cache.errors import CacheError, ScopeGone
-from cache.lookup import Found, Lookup, miss_reason
+from cache.lookup import Asker, Found, Lookup, miss_reason
 from cache.objects import ObjectStore, S3Objects
 from cache.selector import PAPER, Selector
 from cache.settings import CacheSettings
@@ -65,6 +65,7 @@ class ApproximateCache:
             writer=writer,
             objects=objects,
             neighbours=settings.cache_neighbours,
+            rules=settings.choice_rules,
             clock=clock,
         )
         self._store = Store(
@@ -137,9 +138,18 @@ class ApproximateCache:
         return self._default_selector if known is None else known.selector
 
     def find(
-        self, scope: Scope | ScopeSpec, embedding: Embedding, *, owner: str = ""
+        self,
+        scope: Scope | ScopeSpec,
+        embedding: Embedding,
+        *,
+        owner: str = "",
+        prompt_hash: str | None = None,
+        choice: int = 0,
     ) -> Found | Miss:
         """The state that saves this prompt the most steps, with its latents.
+
+        `prompt_hash` tells a prompt that the owner has asked for before, which skips fewer steps;
+        `choice` (64 bits, signed) decides among equals: draw it once a job, not once an attempt.
 
         Never raises, and never takes longer than `cache_budget_s` and a few milliseconds. Counts
         no use: say so with `count_use` once the latents were used.
@@ -147,7 +157,8 @@ class ApproximateCache:
         started = time.monotonic()
         outcome: Found | Miss = Miss(reason=MissReason.INTERNAL)
         with self._never_failing("lookup failed"):
-            outcome = self._find(scope, embedding, owner)
+            asker = Asker(owner=owner, prompt_hash=prompt_hash, choice=choice)
+            outcome = self._find(scope, embedding, asker)
         if isinstance(outcome, Miss):
             outcome = replace(outcome, lookup_s=time.monotonic() - started)
         self._count("hit" if isinstance(outcome, Found) else f"miss_{outcome.reason}")
@@ -195,7 +206,7 @@ class ApproximateCache:
             self._writer.dispose()
         self._objects.close()
 
-    def _find(self, scope: Scope | ScopeSpec, embedding: Embedding, owner: str) -> Found | Miss:
+    def _find(self, scope: Scope | ScopeSpec, embedding: Embedding, asker: Asker) -> Found | Miss:
         spec = scope if isinstance(scope, ScopeSpec) else scope.spec
         if not self._settings.cache_enabled:
             return Miss(reason=MissReason.DISABLED)
@@ -204,9 +215,7 @@ class ApproximateCache:
         try:
             vector = embedding_text(embedding, spec.embedding_dimension)
             return self._calls.call(
-                lambda: self._lookup.look_up_and_fetch(
-                    self._registered(scope), vector, owner=owner
-                ),
+                lambda: self._lookup.look_up_and_fetch(self._registered(scope), vector, asker),
                 budget_s=self._settings.cache_budget_s,
             )
         except CacheError as error:

@@ -13,6 +13,7 @@ from cache.database import parse_database_url
 from cache.entry import Sharing, StateKind, ThresholdSource
 from cache.errors import InvalidUrl, SettingsInvalid
 from cache.objects import S3Address
+from cache.selector import ChoiceRules
 
 PREFIX = "NIRVANA_"
 
@@ -56,7 +57,7 @@ class CacheSettings(BaseSettings):
     """Lookups in progress at once; more start from noise."""
     cache_sharing: Sharing = Sharing.USER
     """Whose states a job may start from: its own user's, or all of its namespace."""
-    cache_state_kind: StateKind = StateKind.INTERMEDIATE
+    cache_state_kind: StateKind = StateKind.FINAL
     """What is kept: latents after each step of the k set, or the finished ones, to be re-noised."""
     cache_thresholds: ThresholdSource = ThresholdSource.CALIBRATED
     """Similarities that allow a k: the newest measured for the model, else the paper's; or `paper`,
@@ -65,6 +66,14 @@ class CacheSettings(BaseSettings):
     """Steps kept, as fractions of num_inference_steps, comma separated; unset: the thresholds'."""
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
     """Nearest prompts among which the largest usable k is taken."""
+    cache_choice_margin: Annotated[float, Field(ge=0, le=0.1)] = 0.005
+    """Among states that skip equally many steps, one is chosen at random whose prompt's similarity
+    is within this much of the nearest's."""
+    cache_reroll_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of num_inference_steps: the most that is skipped by a job whose user has asked for the same
+    words before, and so for another picture; 0 starts it from noise, 1 sets no limit."""
+    cache_reuse_max: Annotated[int | None, Field(ge=1)] = None
+    """Uses after which a cached prompt is not offered any more; unset means no end."""
 
     cache_policy: Policy = Policy.LCBFU_AGED
     """Which states are evicted first; `lcbfu` is the paper's."""
@@ -107,6 +116,15 @@ class CacheSettings(BaseSettings):
         if not fractions or not all(0 < fraction < 1 for fraction in fractions):
             raise ValueError("must be fractions between 0 and 1, comma separated")
         return tuple(sorted(set(fractions)))
+
+    @property
+    def choice_rules(self) -> ChoiceRules:
+        """How a lookup chooses."""
+        return ChoiceRules(
+            margin=self.cache_choice_margin,
+            again_fraction=self.cache_reroll_fraction,
+            reuse_max=self.cache_reuse_max,
+        )
 
     @classmethod
     def load(cls, **values: object) -> Self:

@@ -142,7 +142,7 @@ def analyze(engine: Engine) -> None:
         connection.execute(text("ANALYZE"))
 
 
-def explain(engine: Engine, scope: Scope, *, owner: str) -> str:
+def explain(engine: Engine, scope: Scope, *, owner: str, is_capped: bool = False) -> str:
     wanted = {
         "scope_id": scope.id,
         "owner": owner,
@@ -151,14 +151,21 @@ def explain(engine: Engine, scope: Scope, *, owner: str) -> str:
         "floors": [0.65, 0.95],
         "neighbours": 10,
         "now": START,
+        "prompt_hash": None,
+        "k_again": 50,
+        "margin": 0.0,
+        "reuse_max": 5,
+        "choice": 0,
     }
     with transaction(engine) as connection:
-        statement = text("EXPLAIN (COSTS OFF) " + index.find_statement(scope).text)
+        lookup = index.find_statement(scope, is_capped=is_capped)
+        statement = text("EXPLAIN (COSTS OFF) " + lookup.text)
         return "\n".join(connection.execute(statement, wanted).scalars())
 
 
+@pytest.mark.parametrize("is_capped", [False, True])
 def test_under_user_sharing_the_lookup_goes_by_scope_and_owner(
-    engine: Engine, reader: Engine
+    engine: Engine, reader: Engine, is_capped: bool
 ) -> None:
     scope = register(engine, Sharing.USER)
     register(engine, Sharing.NAMESPACE, namespace="other")  # an HNSW index to be tempted by
@@ -166,7 +173,7 @@ def test_under_user_sharing_the_lookup_goes_by_scope_and_owner(
     for number in range(20):
         fill(engine, scope, vectors(chance, 50), owner=f"u{number}")
     analyze(engine)
-    plan = explain(reader, scope, owner="u3")
+    plan = explain(reader, scope, owner="u3", is_capped=is_capped)
     assert "ix_cached_prompts_scope_owner" in plan, plan
     assert "hnsw" not in plan, plan
     assert "nearest_16" not in plan, plan

@@ -21,7 +21,7 @@ def test_defaults() -> None:
     assert settings.cache_enabled
     assert settings.cache_budget_s == 0.5
     assert settings.cache_sharing is Sharing.USER
-    assert settings.cache_state_kind is StateKind.INTERMEDIATE
+    assert settings.cache_state_kind is StateKind.FINAL
     assert settings.cache_k_fractions is None
     assert settings.cache_policy is Policy.LCBFU_AGED
 
