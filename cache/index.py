@@ -9,6 +9,7 @@ from functools import lru_cache
 from sqlalchemy import Connection, TextClause, text
 
 from cache.entry import Hit, PromptRow, Scope, Sharing, StateKind
+from cache.policies import priority
 from cache.removal import lock_states, remove_states
 from cache.selector import ANY_STATE, Allowance, ChoiceRules
 
@@ -20,7 +21,7 @@ _INSERT_PROMPT = text("""
     RETURNING id
 """)
 
-_INSERT_STATES = text("""
+_INSERT_STATES = """
     WITH stored AS (
          INSERT INTO cached_states (prompt_id, kind, k, num_bytes, key, sha256, created_at)
          SELECT :prompt_id, kind, k, num_bytes, key, sha256, :created_at
@@ -28,18 +29,24 @@ _INSERT_STATES = text("""
                        CAST(:keys AS text[]), CAST(:hashes AS text[]))
                 AS new (kind, k, num_bytes, key, sha256)
       RETURNING id, num_bytes
-    ), measured AS (
+    ), counted AS (
          UPDATE scopes
-            SET bytes_per_state = (SELECT max(num_bytes) FROM stored)
-          WHERE id = :scope_id AND bytes_per_state IS NULL
+            SET bytes_per_state = COALESCE(bytes_per_state, sizes.largest),
+                live_bytes = live_bytes + sizes.total
+           FROM (SELECT max(num_bytes) AS largest, COALESCE(sum(num_bytes), 0) AS total
+                   FROM stored) sizes
+          WHERE id = :scope_id
     )
-    INSERT INTO state_uses (state_id, inflation, last_used_at)
-    SELECT stored.id, n.inflation, :created_at
+    INSERT INTO state_uses (state_id, namespace, scope_id, num_bytes, priority, last_used_at)
+    SELECT stored.id, c.namespace, c.id, stored.num_bytes,
+           {priority}, :created_at
       FROM stored
      CROSS JOIN scopes c
       JOIN namespaces n ON n.namespace = c.namespace
      WHERE c.id = :scope_id
-""")
+"""
+_PRIORITY = priority(uses="0", num_bytes="stored.num_bytes")
+_INSERT_PRIORITISED_STATES = text(_INSERT_STATES.format(priority=_PRIORITY))
 
 _STATES_OF_PROMPT = text("""
     SELECT s.id
@@ -101,30 +108,22 @@ _IS_USED_LESS = """
                   WHERE other.prompt_id = n.id) < :reuse_max
 """
 
-# Exact: an owner has few rows, and the index on (scope, owner) leads to them.
-_NEAREST_OF_OWNER = """
-         SELECT p.id, p.owner, p.prompt_hash, p.source_job_id,
-                p.embedding <=> CAST(:embedding AS halfvec) AS distance
-           FROM cached_prompts p
-          WHERE p.scope_id = :scope_id
-            AND p.owner = :owner
-            AND (p.expires_at IS NULL OR p.expires_at > :now)
-          ORDER BY distance
-          LIMIT :neighbours
-"""
-
-# By HNSW: predicate and expression are those of the partial index, word for word.
-_NEAREST_IN_NAMESPACE = """
+# By the index on (scope, owner), exactly, where the rows are few; by the scope's HNSW index where
+# `cache.nearest_index` has built one, whose expression and predicate these are. The planner must
+# see the scope's id to prove the predicate: the reader plans each lookup with its values.
+_NEAREST = """
          SELECT p.id, p.owner, p.prompt_hash, p.source_job_id,
                 p.embedding::halfvec({dimension}) <=> CAST(:embedding AS halfvec({dimension}))
                 AS distance
            FROM cached_prompts p
           WHERE p.scope_id = :scope_id
-            AND p.is_shared AND vector_dims(p.embedding) = {dimension}
+            AND {is_within_reach}
             AND (p.expires_at IS NULL OR p.expires_at > :now)
           ORDER BY distance
           LIMIT :neighbours
 """
+
+_WITHIN_REACH = {Sharing.USER: "p.owner = :owner", Sharing.NAMESPACE: "p.is_shared"}
 
 
 def find(
@@ -169,13 +168,21 @@ def find_statement(scope: Scope, *, is_capped: bool = False) -> TextClause:
     return _find_statement(scope.sharing, scope.spec.embedding_dimension, is_capped=is_capped)
 
 
+def nearest_statement(scope: Scope) -> TextClause:
+    """The part of the lookup that searches: (id, owner, source_job_id, distance) of the nearest."""
+    return text(_nearest(scope.sharing, scope.spec.embedding_dimension))
+
+
 @lru_cache
 def _find_statement(sharing: Sharing, dimension: int, *, is_capped: bool) -> TextClause:
-    nearest = _NEAREST_OF_OWNER
-    if sharing is Sharing.NAMESPACE:
-        nearest = _NEAREST_IN_NAMESPACE.format(dimension=int(dimension))
     is_offered = _IS_USED_LESS if is_capped else ""
-    return text(_FIND.format(nearest=nearest.strip(), is_offered=is_offered.strip()))
+    nearest = _nearest(sharing, dimension)
+    return text(_FIND.format(nearest=nearest, is_offered=is_offered.strip()))
+
+
+def _nearest(sharing: Sharing, dimension: int) -> str:
+    reach = _WITHIN_REACH[sharing]
+    return _NEAREST.format(dimension=int(dimension), is_within_reach=reach).strip()
 
 
 def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
@@ -201,7 +208,7 @@ def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
         "keys": [state.key for state in prompt.states],
         "hashes": [state.sha256 for state in prompt.states],
     }
-    connection.execute(_INSERT_STATES, states)
+    connection.execute(_INSERT_PRIORITISED_STATES, states)
     return prompt_id
 
 

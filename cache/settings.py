@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Self, cast
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cache.database import parse_database_url
@@ -75,6 +75,26 @@ class CacheSettings(BaseSettings):
     cache_reuse_max: Annotated[int | None, Field(ge=1)] = None
     """Uses after which a cached prompt is not offered any more; unset means no end."""
 
+    cache_index_rows_min: Annotated[int, Field(ge=100)] = 2_000
+    """Rows of a scope from which on it has an HNSW index of its own; fewer are searched exactly."""
+    cache_index_m: Annotated[int, Field(ge=2, le=100)] = 16
+    """Links of a row in the graph of HNSW, as it is built."""
+    cache_index_ef_construction: Annotated[int, Field(ge=4, le=1_000)] = 64
+    """Candidates while an HNSW index is built; at least twice NIRVANA_CACHE_INDEX_M."""
+    cache_index_ef_search: Annotated[int, Field(ge=1, le=1_000)] = 80
+    """Candidates of a lookup in an HNSW index: more find the nearest more often, more slowly."""
+    cache_index_scan_tuples_max: Annotated[int, Field(ge=1)] = 20_000
+    """Rows that a lookup visits, at most, where the nearest are expired or deleted."""
+    cache_index_memory_bytes: Annotated[int, Field(ge=1024**2, le=2**40)] = 1024**3
+    """Memory of PostgreSQL for the build of an index; builds that need more are far slower."""
+    cache_index_workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Processes of PostgreSQL that help to build an index."""
+    cache_index_growth_max: Annotated[float, Field(gt=1)] = 2.0
+    """An index is built anew where its bytes by row are so many times those when it was built."""
+    cache_predictor: bool = False
+    """Whether the match predictor may send a job to noise without a lookup; under namespace sharing
+    only. Off by default: a lookup costs less than the hits that it loses (docs/evaluation.md)."""
+
     cache_policy: Policy = Policy.LCBFU_AGED
     """Which states are evicted first; `lcbfu` is the paper's."""
     cache_evict_batch: Annotated[int, Field(ge=1, le=10_000)] = 1_000
@@ -116,6 +136,22 @@ class CacheSettings(BaseSettings):
         if not fractions or not all(0 < fraction < 1 for fraction in fractions):
             raise ValueError("must be fractions between 0 and 1, comma separated")
         return tuple(sorted(set(fractions)))
+
+    @field_validator("cache_index_ef_construction")
+    @classmethod
+    def _fits_links(cls, ef_construction: int, others: ValidationInfo) -> int:
+        m = others.data.get("cache_index_m", 2)
+        if ef_construction < 2 * m:
+            raise ValueError(f"must be at least twice NIRVANA_CACHE_INDEX_M, which is {m}")
+        return ef_construction
+
+    @field_validator("cache_predictor")
+    @classmethod
+    def _tells_nobody(cls, is_on: bool, others: ValidationInfo) -> bool:
+        """Refuse what would tell a user whether others' prompts are like theirs."""
+        if is_on and others.data.get("cache_sharing") is Sharing.USER:
+            raise ValueError("on needs NIRVANA_CACHE_SHARING=namespace")
+        return is_on
 
     @property
     def choice_rules(self) -> ChoiceRules:

@@ -73,8 +73,9 @@ class Oracle:
         """
         if not self._path.is_file():
             return None
-        done = self._file(family).done
-        if len(done) < len(self._pairs()):
+        pairs = self._pairs()
+        done = self._file(family).of(pairs)
+        if len(done) < len(pairs):
             return None
         return sum(map(largest_k, done)) / (self.num_sampled * _PLAN.num_inference_steps)
 
@@ -83,7 +84,7 @@ class Oracle:
         return self.folder / f"{ORACLE}.jsonl"
 
     def _file(self, family: Family) -> MeasurementFile:
-        return MeasurementFile(self._path, about(_PLAN, self._pairs(), family, [CLIP_SCORE, JUDGE]))
+        return MeasurementFile(self._path, about(_PLAN, family, [CLIP_SCORE, JUDGE]))
 
     def _pairs(self) -> list[Pair]:
         """Each sampled job with the nearest of its user's earlier prompts, where there is one."""

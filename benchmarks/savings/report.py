@@ -20,7 +20,9 @@ from benchmarks.savings.pictures import write_pictures
 from benchmarks.savings.run import ALL_ARMS, Run, title_of
 from benchmarks.savings.scores import Scorer
 
-UNUSABLE: Final = frozenset({"none_similar", "too_few_steps", "disabled"})  # all others are faults
+UNUSABLE: Final = frozenset(  # all others are faults
+    {"none_similar", "predicted", "too_few_steps", "disabled"}
+)
 
 CAVEATS: Final = (
     "Arms ran one after the other: their latencies compare where nothing else ran meanwhile.",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.savings.arms import CAPACITY_SHARE, Arm, Served
 from benchmarks.savings.workload import Request, owners_of
 from cache.entry import Sharing, StateKind
-from cache.selector import Selector
+from cache.selector import ChoiceRules, Selector
 from evaluation.neighbours import Neighbours, search_exact
 from evaluation.replay import CacheOptions, Replayed, replay
 
@@ -48,6 +48,7 @@ def options_of(arm: Arm, served: Served) -> CacheOptions:
         num_inference_steps=served.num_inference_steps,
         state_bytes=served.bytes_per_state,
         grace_s=GRACE_S,
+        k_again=ChoiceRules(again_fraction=arm.reroll_fraction).k_again(served.num_inference_steps),
     )
 
 

@@ -163,10 +163,9 @@ def migrated(database_url: str) -> Iterator[Engine]:
 
 
 def empty(engine: Engine) -> None:
-    """Delete all rows of the cache, and the indexes made for its scopes."""
+    """Delete all rows of the cache."""
     with transaction(engine) as connection:
         connection.execute(text("TRUNCATE namespaces, doomed_objects, calibrations CASCADE"))
-        connection.execute(text(f"DROP INDEX IF EXISTS ix_cached_prompts_nearest_{DIMENSION}"))
 
 
 def rows(engine: Engine, query: str, **values: Any) -> list[Any]:
@@ -183,8 +182,6 @@ def register(
 ) -> Scope:
     """A scope of the namespace; `changes` are of its spec."""
     with transaction(engine) as connection:
-        if sharing is Sharing.NAMESPACE:
-            scopes.ensure_nearest_index(connection, DIMENSION)
         return scopes.register(
             connection,
             spec(namespace=namespace, **changes),

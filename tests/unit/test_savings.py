@@ -32,6 +32,7 @@ from benchmarks.savings.workload import Request, generate
 from cache.calibration import Calibration
 from cache.entry import Sharing, StateKind
 from evaluation.calibration.measurements import Measurement
+from evaluation.calibration.pairs import Pair
 from evaluation.errors import OptionInvalid
 from models import sampling
 from models.scenes import Scene
@@ -279,7 +280,7 @@ def test_the_oracle_takes_the_largest_k_that_keeps_both_measures() -> None:
         return {"clip_score": clip, "judge": judge}
 
     measured = Measurement(
-        similarity=0.9,
+        pair=Pair(cached="c", asked="a", similarity=0.9),
         from_noise=(scores(0.5, 0.75), scores(0.9, 1.0)),
         from_state={
             StateKind.FINAL: {

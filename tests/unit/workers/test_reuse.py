@@ -113,6 +113,7 @@ def test_states_that_are_not_finite_are_not_kept(folder: Path, worst: float, is_
         image=np.zeros((16, 16, 3), np.uint8),
         captured={},
         final_latents=latents,
+        k=0,
         steps_run=10,
         denoise_s=1.0,
         decode_s=1.0,
