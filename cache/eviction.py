@@ -71,6 +71,15 @@ _INFLATE = text("""
      WHERE namespace = :namespace
 """)
 
+_RECORD = text("""
+    INSERT INTO evictions (namespace, hour, num_states, num_bytes)
+    VALUES (:namespace, date_trunc('hour', CAST(:now AS timestamptz), 'UTC'),
+            :num_states, :num_bytes)
+        ON CONFLICT (namespace, hour) DO UPDATE
+       SET num_states = evictions.num_states + excluded.num_states,
+           num_bytes = evictions.num_bytes + excluded.num_bytes
+""")
+
 _REMAINS = text("""
     SELECT (SELECT COALESCE(sum(live_bytes), 0) FROM scopes) AS live_bytes,
            (SELECT count(*) FROM doomed_objects) AS objects_left
@@ -110,7 +119,9 @@ def evict(
     left = settings.cache_evict_max - expired.num_states
     evicted = Removed()
     for namespace, capacity_bytes in run.over_capacity():
-        evicted += run.evict(namespace, capacity_bytes, left - evicted.num_states)
+        removed = run.evict(namespace, capacity_bytes, left - evicted.num_states)
+        run.record(namespace, removed)
+        evicted += removed
     objects_removed = _delete_objects(engine, objects, now=now, limit=settings.cache_evict_max)
     with transaction(engine) as connection:
         remains = connection.execute(_REMAINS).one()
@@ -175,6 +186,18 @@ class _Run:
                 },
             )
         return removed
+
+    def record(self, namespace: str, removed: Removed) -> None:
+        """Add what was evicted to the hour's; a crash before this loses the count, nothing else."""
+        if removed.num_states:
+            row = {
+                "namespace": namespace,
+                "now": self.now,
+                "num_states": removed.num_states,
+                "num_bytes": removed.num_bytes,
+            }
+            with transaction(self.engine) as connection:
+                connection.execute(_RECORD, row)
 
     def _choose(self, namespace: str, capacity_bytes: int, limit: int) -> list[_Victim]:
         """The worst states, each of those before which less than the excess is freed."""

@@ -2,6 +2,7 @@
 
 namespaces 1-* scopes 1-* cached_prompts 1-* cached_states 1-1 state_uses
 match_predictors: at most one of a scope
+evictions: what made room, by namespace and hour
 doomed_objects: objects whose rows are gone, until the object store has deleted them too
 forgotten: hashes of whom and what was forgotten, until nothing of theirs can be under way
 """
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     UniqueConstraint,
@@ -213,4 +215,15 @@ forgotten = Table(
     metadata,
     Column("subject_hash", LargeBinary, primary_key=True, comment="SHA-256: see cache.forgotten"),
     Column("forgotten_at", _INSTANT, nullable=False),
+)
+
+# A row an hour, however many runs: for `nirvana report`.
+evictions = Table(
+    "evictions",
+    metadata,
+    Column("namespace", Text, ForeignKey("namespaces.namespace", ondelete="CASCADE")),
+    Column("hour", _INSTANT, nullable=False),
+    Column("num_states", BigInteger, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("namespace", "hour"),
 )

@@ -63,7 +63,11 @@ def report_savings(
             page = write_page(out, "What the cache saved", plots, caveats=CAVEATS)
             output.rich.print(f"page: {page}\n")
     _print(output, found)
-    output.rich.print(f"kept now: {stored.num_states:,} states, {stored.num_bytes:,} bytes")
+    num_evicted = sum(each.num_states for each in found.evicted)
+    output.rich.print(
+        f"kept now: {stored.num_states:,} states, {stored.num_bytes:,} bytes; "
+        f"evicted in that time: {num_evicted:,} states"
+    )
     output.finish({**asdict(found), "num_states": stored.num_states, "num_bytes": stored.num_bytes})
 
 

@@ -112,6 +112,16 @@ def test_capacity_holds_even_where_everything_is_young(engine: Engine, database_
     assert report.live_bytes == 100
 
 
+def test_what_made_room_is_counted_by_the_hour(engine: Engine, database_url: str) -> None:
+    chosen = with_capacity(database_url, 100)
+    for minutes in (0, 1, 61):
+        insert(engine, register(engine), [(5, 100), (10, 100), (15, 100)])
+        evict(engine, MemoryObjects(), chosen, now=START + timedelta(minutes=minutes))
+    hour = START.replace(minute=0, second=0, microsecond=0)
+    counted = rows(engine, "SELECT hour, num_states, num_bytes FROM evictions ORDER BY hour")
+    assert counted == [(hour, 5, 500), (hour + timedelta(hours=1), 3, 300)]
+
+
 def test_the_aged_policy_lets_go_of_what_was_popular_once(
     engine: Engine, database_url: str
 ) -> None:
