@@ -19,6 +19,7 @@ from cache.database import transaction
 from cache.errors import RowsHeld
 from cache.forgotten import JobSubject, NamespaceSubject, Subject, UserSubject
 from cache.objects import ObjectStore
+from cache.predictor_rows import drop_predictors
 from cache.removal import Removed, delete_doomed_objects, lock_states, remove_states
 
 BATCH = 1_000  # states of one transaction
@@ -72,6 +73,13 @@ _DELETE_NAMESPACE = text("""
        AND NOT EXISTS (SELECT FROM scopes c WHERE c.namespace = n.namespace)
 """)
 
+_SCOPES = """
+    SELECT DISTINCT p.scope_id
+      FROM cached_prompts p
+      JOIN scopes c ON c.id = p.scope_id
+     WHERE {}
+"""
+
 _NUM_DOOMED = text("SELECT count(*) FROM doomed_objects")
 
 
@@ -99,6 +107,18 @@ def purge_rows(engine: Engine, subject: Subject, *, now: datetime) -> Removed:
     Raises RowsHeld where somebody else keeps rows locked for half a minute: nobody is waited for
     with a lock in hand.
     """
+    scope_ids = _scope_ids(engine, subject)
+    # First, for a run that is killed; again after, for one that was fitted meanwhile.
+    drop_predictors(engine, scope_ids)
+    removed = _purge_states(engine, subject, now=now)
+    _delete_empty_prompts(engine, subject)
+    drop_predictors(engine, scope_ids)
+    if isinstance(subject, NamespaceSubject):
+        _delete_scopes(engine, subject)
+    return removed
+
+
+def _purge_states(engine: Engine, subject: Subject, *, now: datetime) -> Removed:
     removed, give_up_at = Removed(), time.monotonic() + HELD_TIMEOUT_S
     while True:
         with transaction(engine) as connection:
@@ -106,17 +126,13 @@ def purge_rows(engine: Engine, subject: Subject, *, now: datetime) -> Removed:
             gone = remove_states(connection, lock_states(connection, found), now=now)
         removed += gone
         if not found:
-            break
+            return removed
         if gone.num_states:
             give_up_at = time.monotonic() + HELD_TIMEOUT_S
         elif time.monotonic() > give_up_at:
             raise RowsHeld(str(subject))
         else:
             time.sleep(_HELD_PAUSE_S)
-    _delete_empty_prompts(engine, subject)
-    if isinstance(subject, NamespaceSubject):
-        _delete_scopes(engine, subject)
-    return removed
 
 
 def purge_objects(engine: Engine, objects: ObjectStore, *, now: datetime) -> int:
@@ -132,6 +148,11 @@ def num_doomed(engine: Engine) -> int:
     """How many objects are still to be deleted, whoever's they were."""
     with transaction(engine) as connection:
         return int(connection.execute(_NUM_DOOMED).scalar_one())
+
+
+def _scope_ids(engine: Engine, subject: Subject) -> list[int]:
+    with transaction(engine) as connection:
+        return list(connection.execute(_statement(_SCOPES, subject), _bound(subject)).scalars())
 
 
 def _states(connection: Connection, subject: Subject) -> list[int]:

@@ -1,6 +1,7 @@
 """The cache's rows (docs/state.md, section 5).
 
 namespaces 1-* scopes 1-* cached_prompts 1-* cached_states 1-1 state_uses
+match_predictors: at most one of a scope
 doomed_objects: objects whose rows are gone, until the object store has deleted them too
 forgotten: hashes of whom and what was forgotten, until nothing of theirs can be under way
 """
@@ -181,6 +182,22 @@ state_uses = Table(
     Index("ix_state_uses_priority", "namespace", "priority", "state_id"),
     # Counters change, nothing else does: room on the page keeps a row's versions together.
     postgresql_with={"fillfactor": "80"},
+)
+
+match_predictors = Table(
+    "match_predictors",
+    metadata,
+    Column(
+        "scope_id",
+        BigInteger,
+        ForeignKey("scopes.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("sha256", Text, nullable=False, comment="of weights, and their version"),
+    Column("weights", LargeBinary, nullable=False, comment="safetensors"),
+    Column("num_prompts", BigInteger, nullable=False, comment="it was fitted on"),
+    Column("fitted_at", _INSTANT, nullable=False),
 )
 
 doomed_objects = Table(

@@ -24,6 +24,7 @@ from workers.denoising.families.family import Encoding
 from workers.denoising.request import Denoised, DenoiseRequest
 from workers.errors import ClaimLost
 from workers.images import Images
+from workers.leaders import Leaders, Place
 from workers.leases import LeaseKeeper
 from workers.ledger import Claim, Ledger
 from workers.model_pool import ModelPool
@@ -41,6 +42,7 @@ class Workbench:
     engine: Engine
     models: ModelPool
     reuse: Reuse
+    leaders: Leaders
     captures: CaptureKeeper
     images: Images
     ledger: Ledger
@@ -77,17 +79,17 @@ def generate(received: ReceivedJob, bench: Workbench) -> Outcome:
     rescuer has it.
     """
     claim = claim_job(received, bench)
-    with bench.leases.hold(claim):
+    with bench.leases.hold(claim), bench.leaders.place() as place:
         try:
-            drawn = draw(claim, bench)
+            drawn = draw(claim, place, bench)
         except EngineClosed:
             raise  # the worker ends, not the job
         except DenoisingError as error:
             return finish(claim, failure(claim, error), bench)
         outcome = finish(claim, drawn.result, bench)
-    bench.reuse.count_use(drawn.plan)
-    if drawn.states is not None:
-        bench.captures.keep(drawn.states)
+        bench.reuse.count_use(drawn.plan)
+        if drawn.states is not None:
+            bench.captures.keep(drawn.states, then=place.stay())
     return outcome
 
 
@@ -102,7 +104,7 @@ def claim_job(received: ReceivedJob, bench: Workbench) -> Claim:
     return claim
 
 
-def draw(claim: Claim, bench: Workbench) -> Drawn:
+def draw(claim: Claim, place: Place, bench: Workbench) -> Drawn:
     """Steps 2 to 7; raises DenoisingError, or StorageUnavailable for the image."""
     job, watch = claim.job, Stopwatch()
     assert job.model is not None  # filled in on receipt
@@ -110,8 +112,10 @@ def draw(claim: Claim, bench: Workbench) -> Drawn:
         with watch.lap("encode"):
             encoding = bench.engine.encode(job.prompt, job.negative_prompt, family=family).result()
         plan = bench.reuse.plan(claim, family, encoding.embedding)
-        request = denoise_request(claim, encoding, plan, bench)
+        bench.leaders.join(place, claim, plan, encoding.embedding)
+        request = denoise_request(claim, encoding, plan, place, bench)
         denoised = bench.engine.denoise(request, family=family).result()
+    plan = place.settle(claim, plan, denoised)
     with watch.lap("store"):
         image = store_image(claim, denoised, bench)
     seconds = watch.seconds | {"lookup": plan.lookup_s, "fetch": plan.fetch_s}
@@ -142,7 +146,7 @@ def store_image(claim: Claim, denoised: Denoised, bench: Workbench) -> StoredIma
 
 
 def denoise_request(
-    claim: Claim, encoding: Encoding, plan: ReusePlan, bench: Workbench
+    claim: Claim, encoding: Encoding, plan: ReusePlan, place: Place, bench: Workbench
 ) -> DenoiseRequest:
     """Say what the engine is to do; draws a seed where the job names none."""
     job, job_id = claim.job, str(claim.job_id)
@@ -158,6 +162,8 @@ def denoise_request(
         guidance_scale=job.guidance_scale,
         seed=secrets.randbelow(SEED_MAX + 1) if job.seed is None else job.seed,
         start=plan.start,
+        lead=place.lead,
+        follow=place.follow,
         capture_steps=plan.captures.steps,
         capture_final=plan.captures.final,
         deadline_monotonic_s=_on_monotonic_clock(claim.deadline_at),

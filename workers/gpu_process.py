@@ -28,6 +28,7 @@ from workers.denoising.warm_up import warm_up
 from workers.generate import Workbench
 from workers.images import Images
 from workers.job_records import JobRecords
+from workers.leaders import Leaders
 from workers.leases import LeaseKeeper
 from workers.ledger import Ledger
 from workers.loading import choose_device, describe_models, open_pool
@@ -130,6 +131,9 @@ def _compose(
         engine=engine,
         models=pool,
         reuse=Reuse(cache, state_kind=settings.cache.cache_state_kind),
+        leaders=Leaders(
+            cache, sharing=settings.cache.cache_sharing, wait_s=settings.worker.follow_wait_s
+        ),
         captures=stack.enter_context(closing(captures)),
         images=_open_images(settings, stack),
         ledger=ledger,

@@ -47,6 +47,8 @@ class WorkerSettings(BaseSettings):
     """Jobs that share one forward pass; 0 is all in flight on a CPU, and on a GPU a measurement."""
     jobs_in_flight: int = Field(default=8, ge=1, le=256)
     """Jobs one GPU worker takes on at once: Celery's concurrency."""
+    follow_wait_s: float = Field(default=30.0, ge=0, le=3_600)
+    """How long a job waits for one like it in flight, to start from its prediction; 0: never."""
     image_size_max: int = Field(default=1_024, ge=8)
     """Pixels; larger images are refused."""
 
@@ -107,8 +109,12 @@ class WorkerSettings(BaseSettings):
     """How often due webhooks are swept; a first attempt does not wait for it."""
     sweep_every_s: float = Field(default=3_600.0, gt=0)
     """How often objects without rows, and rows without objects, are looked for."""
+    index_every_s: float = Field(default=300.0, gt=0)
+    """How often scopes are looked at that need an index for their lookups, or need it no more."""
     expire_every_s: float = Field(default=60.0, gt=0)
     """How often jobs, images and webhooks past their retention are removed."""
+    refit_every_s: float = Field(default=600.0, gt=0)
+    """How often the match predictors are fitted anew, where NIRVANA_CACHE_PREDICTOR is on."""
     announce_every_s: float = Field(default=5.0, gt=0)
     """How often ends are told that no client could be told of at once."""
 

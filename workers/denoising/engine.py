@@ -31,6 +31,7 @@ from workers.denoising.trajectory import Trajectory
 logger = logging.getLogger(__name__)
 
 ONE_THREAD: Final = ThreadTable({1: 1})
+_LOOK_EVERY_S: Final = 0.02  # at leaders that are not here: their own threads bring them at once
 
 
 class Engine:
@@ -194,6 +195,8 @@ class Engine:
         """Wait for something to do; False once closed."""
         with self._wake:
             self._wake.wait_for(self._has_work)
+            if self._in_flight.is_waiting and not (self._arrivals or self._prompts):
+                self._wake.wait(_LOOK_EVERY_S)
             return not self._is_closed
 
     def _admit(self) -> None:

@@ -52,6 +52,7 @@ class InFlight:
         self._batcher: Batcher[Trajectory] = Batcher(
             batch_size_max=batch_size_max, num_waiting_max=num_waiting_max
         )
+        self._followers: deque[Trajectory] = deque()  # that wait for others' predictions
         self._finished: deque[Trajectory] = deque()  # denoised, not yet decoded
         self._pace = pace_of(device)
         self.health = Health(device)
@@ -64,7 +65,12 @@ class InFlight:
         self.seconds_per_step: dict[str, float] = {}  # of one job, by revision; see Engine
 
     def __len__(self) -> int:
-        return len(self._batcher) + len(self._finished)
+        return len(self._followers) + len(self._batcher) + len(self._finished)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether all jobs here wait for one that has not come yet."""
+        return bool(self._followers) and len(self) == len(self._followers)
 
     @property
     def waiting_step_s(self) -> float | None:
@@ -72,10 +78,15 @@ class InFlight:
         return self._step_s if len(self._batcher) else None
 
     def begin(self, arrivals: Iterable[Trajectory]) -> None:
-        """Let jobs join, behind those in flight."""
+        """Let jobs join, behind those in flight; followers when their leader is far enough."""
+        now, waiting = time.monotonic(), [*self._followers, *arrivals]
+        self._followers.clear()
         with self.watch.lap("begin"):
-            for trajectory in arrivals:
-                self.health.run("begin", self._begin, [trajectory], on_failure=self._fail)
+            for trajectory in waiting:
+                if trajectory.is_waiting(now):
+                    self._followers.append(trajectory)
+                else:
+                    self.health.run("begin", self._begin, [trajectory], on_failure=self._fail)
 
     def _begin(self, arrivals: list[Trajectory]) -> None:
         for trajectory in arrivals:
@@ -84,7 +95,7 @@ class InFlight:
 
     def end_overdue(self, now: float) -> None:
         """End the jobs that are cancelled, or whose deadline is over at the monotonic `now`."""
-        for trajectory in (*self._batcher, *self._finished):
+        for trajectory in (*self._followers, *self._batcher, *self._finished):
             error = trajectory.ended_by(now)
             if error is not None:
                 self._fail(trajectory, error)
@@ -184,6 +195,8 @@ class InFlight:
             self._batcher.remove(trajectory)
         elif trajectory in self._finished:
             self._finished.remove(trajectory)
+        elif trajectory in self._followers:
+            self._followers.remove(trajectory)
         trajectory.future.set_exception(error)
 
 

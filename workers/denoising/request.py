@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workers.denoising.errors import InvalidRequest
 from workers.denoising.families.family import Encoding
+from workers.denoising.leads import Follow, Lead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +43,9 @@ class DenoiseRequest:
     num_inference_steps: int
     guidance_scale: float  # classifier-free above 1, off at 1 and below; of Flux the distilled one
     seed: int  # of all noise drawn: at the start, for a `final` state, in each ancestral step
-    start: StartState | None = None
+    start: StartState | None = None  # for a follower: if its leader lets it skip no more
+    lead: Lead | None = None  # to be told how far this job is, for those that follow it
+    follow: Follow | None = None  # wait for that job's prediction, and start from it
     capture_steps: frozenset[int] = frozenset()  # keep the latents after these numbers of steps
     capture_final: bool = False
     deadline_monotonic_s: float | None = None  # on time.monotonic()'s clock
@@ -57,6 +60,12 @@ class DenoiseRequest:
             raise InvalidRequest(f"a state of step {self.start.k} leaves nothing of {steps} steps")
         if not all(1 <= k <= steps for k in self.capture_steps):
             raise InvalidRequest(f"capture_steps {sorted(self.capture_steps)} exceed 1..{steps}")
+        if self.follow is not None and self.follow.ks[-1] >= steps:
+            raise InvalidRequest(
+                f"following to {self.follow.ks[-1]} leaves nothing of {steps} steps"
+            )
+        if self.follow is not None and self.lead is not None:
+            raise InvalidRequest("a job that follows another one cannot lead, or others may wait")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +75,7 @@ class Denoised:
     image: npt.NDArray[np.uint8]  # [H, W, 3]
     captured: dict[int, Tensor]  # k -> latents [C, h, w] after k steps, for the k's that were run
     final_latents: Tensor | None  # [C, h, w], where capture_final asked for them
+    k: int  # steps skipped, by a state or by following
     steps_run: int
     denoise_s: float  # from the start of its first step to the end of its last
     decode_s: float  # of the decoding it shared

@@ -105,6 +105,28 @@ class Solver:
         assert isinstance(noised, Tensor)
         return noised
 
+    def predict_final(self, noise_pred: Tensor, step_index: int, latents: Tensor) -> Tensor:
+        """x_0 as predicted at step `step_index`, whose `step` is to come after this.
+
+        Solves x = alpha x_0 + sigma noise for x_0, whatever the model predicts (DDIM, equation 12;
+        velocities: Salimans & Ho 2022; flow matching predicts noise - x_0).
+        """
+        one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+        alpha = float(self._renoise(one, step_index, zero))
+        sigma = float(self._renoise(zero, step_index, one))
+        x, prediction = latents.float(), noise_pred.float()
+        match self._scheduler.config.get("prediction_type", "flow_prediction"):
+            case "epsilon":
+                final = (x - sigma * prediction) / alpha
+            case "v_prediction":
+                scale = alpha**2 + sigma**2
+                final = (alpha * x - sigma * scale**0.5 * prediction) / scale
+            case "sample":
+                final = prediction
+            case _:
+                final = x - sigma * prediction
+        return final.to(latents.dtype)
+
     def model_input(self, latents: Tensor, step_index: int) -> Tensor:
         """The latents as the denoiser wants them at this step."""
         if not hasattr(self._scheduler, "scale_model_input"):
