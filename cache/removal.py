@@ -20,8 +20,8 @@ from cache.objects import ObjectStore
 
 T = TypeVar("T")
 
-OBJECTS_PER_REQUEST: Final = 250
-PARALLEL_REQUESTS: Final = 4
+OBJECTS_PER_REQUEST: Final = 100
+PARALLEL_REQUESTS: Final = 8
 
 # Prompt, state and counters together: whoever holds one of the three has the state to itself.
 # Rows that are locked are left for the next run, so nobody ever waits for a second lock.

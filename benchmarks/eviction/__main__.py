@@ -15,24 +15,27 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import Engine, text
 
-from benchmarks.eviction import rows, run
+from benchmarks.eviction import concurrency, rows, run
 from cache.database import connect
-from cache.objects import S3Objects
+from cache.objects import S3Address, S3Objects
 from cache.settings import CacheSettings
 from fleet.errors import FleetError
 from fleet.settings import load_settings
 from fleet.up import running_fleet
 
 SEED: Final = 1
+PATIENCE_S: Final = 120.0
+SWEEP_GRACE_S: Final = 12.0  # half of it is more than a store takes
 CAVEATS: Final = """\
 Caveats: one machine for everything, benchmark included. One namespace of three scopes, random
 vectors; lookups are the SQL alone, among the states of one user each. Seconds are those of the
@@ -43,15 +46,20 @@ whole run, from the choice of the victims to the last object deleted."""
 class _Services:
     settings: CacheSettings
     database: Engine
+    #: As a worker has them.
     objects: S3Objects
+    #: For what is not measured: patient with a server that is busy.
+    patient: S3Objects
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Load what is missing, measure, print; exit code 1 where something was lost or leaked."""
     options = _parse(given)
     try:
-        with _services(options.folder) as services:
-            answer = _measure_eviction(services, options)
+        with ExitStack() as stack:
+            services = stack.enter_context(_services(_folder(options, stack)))
+            measure = _measure_eviction if options.concurrency is None else _work_together
+            answer = measure(services, options)
     except FleetError as error:
         print(f"benchmarks.eviction: {error}", file=sys.stderr)
         return 1
@@ -60,7 +68,16 @@ def main(given: Sequence[str] | None = None) -> int:
     return 1 if answer["lost_objects"] or answer["leaked_objects"] else 0
 
 
-def _measure_eviction(services: _Services, options: argparse.Namespace) -> dict[str, float]:
+def _folder(options: argparse.Namespace, stack: ExitStack) -> Path:
+    """The given one; of the work together always a new one."""
+    if options.folder is not None and options.concurrency is None:
+        return Path(options.folder)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nirvana-eviction-")))
+    folder.chmod(0o711)  # PostgreSQL under root runs as another user, who must pass
+    return folder / "home"
+
+
+def _measure_eviction(services: _Services, options: argparse.Namespace) -> dict[str, Any]:
     num_victims = round(options.states * options.share)
     scopes = rows.register(services.database)
     num_added = rows.load(
@@ -73,13 +90,14 @@ def _measure_eviction(services: _Services, options: argparse.Namespace) -> dict[
         connection.execute(text("VACUUM ANALYZE cached_prompts, cached_states, state_uses"))
     run.prepare(
         services.database,
-        services.objects,
+        services.patient,
         num_victims=num_victims,
         num_kept=options.sample,
     )
     measured = run.measure(
         services.database,
         services.objects,
+        services.patient,
         services.settings,
         share=options.share,
         idle_s=options.idle_s,
@@ -89,12 +107,35 @@ def _measure_eviction(services: _Services, options: argparse.Namespace) -> dict[
     return _answer(measured)
 
 
-def _answer(measured: run.Measured) -> dict[str, float]:
+def _work_together(services: _Services, options: argparse.Namespace) -> dict[str, Any]:
+    outcome = concurrency.run(
+        services.settings,
+        services.patient,
+        seconds=options.concurrency,
+        policy=services.settings.cache_policy,
+        sweep_grace_s=min(SWEEP_GRACE_S, options.concurrency / 2),
+    )
+    answer = {
+        "seconds": options.concurrency,
+        **outcome.counts,
+        "errors": len(outcome.errors),
+        "live_bytes": outcome.live_bytes,
+        "capacity_bytes": outcome.capacity_bytes,
+        "is_best_kept": outcome.is_best_kept,
+        "lost_objects": outcome.swept.rows_without_objects,
+        "leaked_objects": outcome.swept.objects_without_rows,
+    }
+    print("\n".join(f"{name:<24}{value!s:>12}" for name, value in answer.items()))
+    return answer
+
+
+def _answer(measured: run.Measured) -> dict[str, Any]:
     return {
         "evicted": measured.report.evicted_states,
         "seconds": round(measured.seconds, 2),
         "lookup_p99_ms_idle": round(float(np.percentile(measured.idle_ms, 99)), 2),
         "lookup_p99_ms_during": round(float(np.percentile(measured.during_ms, 99)), 2),
+        "objects_left": measured.report.objects_left,
         "lost_objects": measured.lost_objects,
         "leaked_objects": measured.leaked_objects,
     }
@@ -125,9 +166,16 @@ def _services(folder: Path) -> Iterator[_Services]:
         urls = {"database_url": fleet.addresses.sqlalchemy_url, "s3_url": fleet.addresses.s3_url}
         database = connect(str(urls["database_url"]))
         try:
-            with closing(S3Objects.from_url(fleet.addresses.s3_url)) as objects:
+            address = S3Address.parse(fleet.addresses.s3_url)
+            with (
+                closing(S3Objects(address)) as objects,
+                closing(S3Objects(address, read_timeout_s=PATIENCE_S)) as patient,
+            ):
                 yield _Services(
-                    settings=CacheSettings.load(**urls), database=database, objects=objects
+                    settings=CacheSettings.load(**urls),
+                    database=database,
+                    objects=objects,
+                    patient=patient,
                 )
         finally:
             database.dispose()
@@ -139,12 +187,15 @@ def _parse(given: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, required=True, help="of the services' data")
+    parser.add_argument("--folder", type=Path, help="of the services' data; else a temporary one")
     parser.add_argument("--states", type=int, default=5_000_000)
     parser.add_argument("--share", type=float, default=0.01, help="of the states, to evict")
     parser.add_argument("--sample", type=int, default=2_000, help="kept states with an object")
     parser.add_argument("--rate", type=float, default=50.0, help="lookups a second")
     parser.add_argument("--idle-s", type=float, default=30.0, help="of lookups before the eviction")
+    parser.add_argument(
+        "--concurrency", type=float, metavar="SECONDS", help="of work together, instead"
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     return parser.parse_args(given)
 

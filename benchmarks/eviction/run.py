@@ -75,25 +75,26 @@ def prepare(engine: Engine, objects: ObjectStore, *, num_victims: int, num_kept:
 def measure(
     engine: Engine,
     objects: ObjectStore,
+    patient: ObjectStore,
     settings: CacheSettings,
     *,
     share: float,
     idle_s: float,
     rate: float,
 ) -> Measured:
-    """Lower the capacity by a share of what is held, and evict."""
+    """Lower the capacity by a share of what is held, and evict; `patient` is for the comparison."""
     with transaction(engine) as connection:
         live = connection.execute(_LIVE).one()
     capacity_bytes = int(live.num_bytes) - round(live.num * share) * rows.STATE_BYTES
     chosen = settings.model_copy(update={"cache_capacity_bytes": capacity_bytes})
-    before = _listed(objects)
+    before = _listed(patient)
     with _lookups(settings.database_url.get_secret_value(), rate) as lookups:
         lookups.wait_first()
         time.sleep(idle_s)
         began = time.monotonic()
         report = evict(engine, objects, chosen, now=datetime.now(UTC))
         ended = time.monotonic()
-    left = _listed(objects)
+    left = _listed(patient)
     return Measured(
         report=report,
         seconds=ended - began,
