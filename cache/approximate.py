@@ -22,11 +22,13 @@ from cache import scopes
 from cache.budget import BoundedCalls
 from cache.calibration import Calibration, install
 from cache.database import connect, transaction
-from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, Sharing, embedding_text
+from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, embedding_text
 from cache.errors import CacheError, ScopeGone
-from cache.lookup import Found, Lookup, miss_reason
+from cache.lookup import Asker, Found, Lookup, miss_reason
 from cache.namespaces import NamespaceRules, RulesInForce
+from cache.nearest_index import search_options
 from cache.objects import ObjectStore, S3Objects
+from cache.predictors import Predictors
 from cache.selector import PAPER, Selector
 from cache.settings import CacheSettings
 from cache.store import NewEntry, Store
@@ -66,6 +68,7 @@ class ApproximateCache:
             writer=writer,
             objects=objects,
             neighbours=settings.cache_neighbours,
+            rules=settings.choice_rules,
             clock=clock,
         )
         self._store = Store(
@@ -79,6 +82,7 @@ class ApproximateCache:
         self._uses = UseCounter(
             writer, batch=settings.cache_uses_batch, flush_s=settings.cache_uses_flush_s
         )
+        self._predictors = Predictors(reader) if settings.cache_predictor else None
         self._calls = BoundedCalls(settings.cache_lookups_max)
         self._scopes: dict[ScopeSpec, Scope] = {}
         self._counts: Counter[str] = Counter()
@@ -103,6 +107,7 @@ class ApproximateCache:
             statement_timeout_s=budget_s,
             pool_timeout_s=budget_s,
             is_reader=True,
+            options=search_options(settings),
         )
         objects = S3Objects.from_url(settings.s3_url.get_secret_value())
         writer = connect(url, pool_size=WRITERS)
@@ -115,9 +120,6 @@ class ApproximateCache:
         """
         known = self._scopes.get(spec)
         if known is None:
-            if self._settings.cache_sharing is Sharing.NAMESPACE:
-                with transaction(self._writer) as connection:
-                    scopes.ensure_nearest_index(connection, spec.embedding_dimension)
             with transaction(self._writer) as connection:
                 for calibration in self._shipped:
                     if calibration.is_for(spec):
@@ -143,9 +145,18 @@ class ApproximateCache:
         return self._default_selector if known is None else known.selector
 
     def find(
-        self, scope: Scope | ScopeSpec, embedding: Embedding, *, owner: str = ""
+        self,
+        scope: Scope | ScopeSpec,
+        embedding: Embedding,
+        *,
+        owner: str = "",
+        prompt_hash: str | None = None,
+        choice: int = 0,
     ) -> Found | Miss:
         """The state that saves this prompt the most steps, with its latents.
+
+        `prompt_hash` tells a prompt that the owner has asked for before, which skips fewer steps;
+        `choice` (64 bits, signed) decides among equals: draw it once a job, not once an attempt.
 
         Never raises, and never takes longer than `cache_budget_s` and a few milliseconds. Counts
         no use: say so with `count_use` once the latents were used.
@@ -153,7 +164,8 @@ class ApproximateCache:
         started = time.monotonic()
         outcome: Found | Miss = Miss(reason=MissReason.INTERNAL)
         with self._never_failing("lookup failed"):
-            outcome = self._find(scope, embedding, owner)
+            asker = Asker(owner=owner, prompt_hash=prompt_hash, choice=choice)
+            outcome = self._find(scope, embedding, asker)
         if isinstance(outcome, Miss):
             outcome = replace(outcome, lookup_s=time.monotonic() - started)
         self._count("hit" if isinstance(outcome, Found) else f"miss_{outcome.reason}")
@@ -186,9 +198,13 @@ class ApproximateCache:
         return prompt_id
 
     def counts(self) -> Mapping[str, int]:
-        """Since the start: hit, miss_<reason>, stored, store_failed, uses_dropped."""
+        """Since the start: hit, miss_<reason>, stored, store_failed, uses_dropped.
+
+        With a match predictor also predictor_refused_<reason>.
+        """
+        refused = {} if self._predictors is None else self._predictors.counts()
         with self._counts_lock:
-            return {**self._counts, "uses_dropped": self._uses.num_dropped}
+            return {**self._counts, **refused, "uses_dropped": self._uses.num_dropped}
 
     def flush(self) -> None:
         """Write the uses counted so far."""
@@ -199,22 +215,28 @@ class ApproximateCache:
 
         Connections that hang in a server are left to the end of the process.
         """
+        if self._predictors is not None:
+            self._predictors.close(timeout_s=CLOSE_TIMEOUT_S)
         is_written = self._uses.close(timeout_s=CLOSE_TIMEOUT_S)
         if self._calls.is_idle_within(CLOSE_TIMEOUT_S) and is_written:
             self._reader.dispose()
             self._writer.dispose()
         self._objects.close()
 
-    def _find(self, scope: Scope | ScopeSpec, embedding: Embedding, owner: str) -> Found | Miss:
+    def _find(self, scope: Scope | ScopeSpec, embedding: Embedding, asker: Asker) -> Found | Miss:
         spec = scope if isinstance(scope, ScopeSpec) else scope.spec
         if not self._settings.cache_enabled:
             return Miss(reason=MissReason.DISABLED)
         if not self.selector(spec).allowances(spec.num_inference_steps):
             return Miss(reason=MissReason.TOO_FEW_STEPS)
+        # Where the namespace was off, ask whether it still is.
+        is_on = self._rules.last_known(spec.namespace).is_cached
+        if is_on and not self._expects_match(scope, embedding):
+            return Miss(reason=MissReason.PREDICTED)
         try:
             vector = embedding_text(embedding, spec.embedding_dimension)
             return self._calls.call(
-                lambda: self._look_up(scope, vector, owner),
+                lambda: self._look_up(scope, vector, asker),
                 budget_s=self._settings.cache_budget_s,
             )
         except CacheError as error:
@@ -225,12 +247,19 @@ class ApproximateCache:
             )
             return Miss(reason=reason)
 
-    def _look_up(self, scope: Scope | ScopeSpec, vector: str, owner: str) -> Found | Miss:
+    def _expects_match(self, scope: Scope | ScopeSpec, embedding: Embedding) -> bool:
+        """Ask the scope's predictor, if there is one; asks no database."""
+        known = self._scopes.get(scope) if isinstance(scope, ScopeSpec) else scope
+        if self._predictors is None or known is None:
+            return True
+        return self._predictors.expects_match(known, embedding)
+
+    def _look_up(self, scope: Scope | ScopeSpec, vector: str, asker: Asker) -> Found | Miss:
         """Within the budget's thread: the namespace's switch, then the lookup."""
         spec = scope if isinstance(scope, ScopeSpec) else scope.spec
         if not self._rules.of(spec.namespace).is_cached:
             return Miss(reason=MissReason.DISABLED)
-        return self._lookup.look_up_and_fetch(self._registered(scope), vector, owner=owner)
+        return self._lookup.look_up_and_fetch(self._registered(scope), vector, asker)
 
     def _store_once_more(
         self, scope: Scope | ScopeSpec, entry: NewEntry, *, is_refresh: bool

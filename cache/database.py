@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from psycopg.errors import QueryCanceled
@@ -46,19 +46,28 @@ def connect(
     pool_timeout_s: float = 5.0,
     is_reader: bool = False,
     application_name: str = "nirvana-cache",
+    options: Mapping[str, str] | None = None,
 ) -> Engine:
     """An engine; opens no connection yet.
 
-    A reader's connections commit each statement and can write nothing.
+    A reader's connections commit each statement and can write nothing. `options` are settings of
+    PostgreSQL for its sessions; a `statement_timeout_s` of 0 is none.
     """
-    options = {
+    session = {
         "statement_timeout": f"{statement_timeout_s * 1000:.0f}",
         # A dead neighbour must not hide a live one: go on until there are enough.
         "hnsw.iterative_scan": "strict_order",
         "default_transaction_read_only": "on" if is_reader else "off",
         # Owners and scopes differ too much in size for one plan to serve all.
         "plan_cache_mode": "force_custom_plan" if is_reader else "auto",
+        # An order that an index gives is taken from it, by a lookup: the planner prices a distance
+        # like an addition, and would compare a scope's every row. No statistics need be fresh.
+        "enable_sort": "off" if is_reader else "on",
+        "enable_seqscan": "off" if is_reader else "on",
+        # Many look up at once: none may take several processes.
+        "max_parallel_workers_per_gather": "0" if is_reader else "2",
         "jit": "off",
+        **(options or {}),
     }
     return create_engine(
         parse_database_url(url),
@@ -72,7 +81,7 @@ def connect(
         connect_args={
             **_GIVE_UP_SOON,
             "application_name": application_name,
-            "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+            "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
         },
     )
 
@@ -99,6 +108,17 @@ def check(engine: Engine) -> None:
     """Connect once; raises DatabaseUnreachable or DatabaseTooOld."""
     with transaction(engine) as connection:
         require_pgvector(connection, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+
+
+def refuse_old(url: str) -> None:
+    """Raise DatabaseTooOld; a database that is away is waited for later, by those who use it."""
+    engine = connect(url, pool_size=1)
+    try:
+        check(engine)
+    except DatabaseUnreachable:
+        return
+    finally:
+        engine.dispose()
 
 
 def require_pgvector(connection: Connection, version_sql: str) -> None:

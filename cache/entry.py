@@ -42,6 +42,7 @@ class MissReason(StrEnum):
     """Why a job starts from noise."""
 
     NONE_SIMILAR = "none_similar"  # nothing usable is cached
+    PREDICTED = "predicted"  # the match predictor expected nothing, so nothing was looked for
     TOO_FEW_STEPS = "too_few_steps"  # N is too small to skip any
     DISABLED = "disabled"
     TOO_BUSY = "too_busy"

@@ -9,6 +9,7 @@ CacheError
 ├── TooBusy              as many lookups are in progress as the cache allows
 ├── BudgetExceeded       the lookup took longer than cache_budget_s, or a statement than its limit
 ├── CalibrationInvalid   a table of thresholds cannot be read, or used
+├── PredictorRefused     a stored match predictor is damaged, or another scope's
 ├── StoreTooSlow         objects were written too long ago for a row to point at them safely
 ├── JobForgotten         what the job leaves may not be kept any more
 ├── ScopeGone            the scope's namespace was forgotten meanwhile
@@ -82,6 +83,14 @@ class BudgetExceeded(CacheError):
 
 class CalibrationInvalid(CacheError):
     """A table of thresholds cannot be read, or used."""
+
+
+class PredictorRefused(CacheError):
+    """A stored match predictor is damaged, or another scope's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"match predictor refused: {reason}")
+        self.reason = reason
 
 
 class StoreTooSlow(CacheError):

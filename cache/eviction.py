@@ -7,29 +7,53 @@ and after that their objects.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, Row, text
 
 from cache.database import transaction
 from cache.errors import ObjectStoreError
+from cache.live_bytes import NAMESPACES_MAX, by_namespace
 from cache.objects import ObjectStore
 from cache.policies import RULES, choose_victims
-from cache.removal import Removed, delete_doomed_objects, lock_states, remove_states
+from cache.removal import (
+    Removed,
+    batches,
+    delete_doomed_objects,
+    lock_states,
+    remove_states,
+)
 from cache.settings import CacheSettings
 
 logger = logging.getLogger(__name__)
 
-NAMESPACES_MAX = 100_000
+_IN_PARTS: Final = {"yield_per": 1_000}  # read no more of the worst than are needed
 
-_NAMESPACES = text("""
-    SELECT namespace, COALESCE(capacity_bytes, :capacity_bytes) AS capacity_bytes
-      FROM namespaces
-     ORDER BY namespace
+_OVER_CAPACITY = text("""
+    SELECT n.namespace, COALESCE(n.capacity_bytes, :capacity_bytes) AS capacity_bytes
+      FROM namespaces n
+      JOIN scopes c ON c.namespace = n.namespace
+     GROUP BY n.namespace
+    HAVING sum(c.live_bytes) > COALESCE(n.capacity_bytes, :capacity_bytes)
+     ORDER BY n.namespace
      LIMIT :limit
+""")
+
+_LIVE_BYTES = text("""
+    SELECT COALESCE(sum(live_bytes), 0)
+      FROM scopes
+     WHERE namespace = :namespace
+""")
+
+# Excess and victims are of one snapshot, so that two runs at once choose the same and not twice as
+# many. The plan depends on the limit; policies without an index sort in memory.
+_CHOOSING = text("""
+    SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
+    SET LOCAL plan_cache_mode = force_custom_plan;
+    SET LOCAL work_mem = '64MB'
 """)
 
 _EXPIRED = text("""
@@ -43,12 +67,21 @@ _EXPIRED = text("""
 
 _INFLATE = text("""
     UPDATE namespaces
-       SET inflation = GREATEST(inflation, :score)
+       SET inflation = GREATEST(inflation, :priority)
      WHERE namespace = :namespace
 """)
 
+_RECORD = text("""
+    INSERT INTO evictions (namespace, hour, num_states, num_bytes)
+    VALUES (:namespace, date_trunc('hour', CAST(:now AS timestamptz), 'UTC'),
+            :num_states, :num_bytes)
+        ON CONFLICT (namespace, hour) DO UPDATE
+       SET num_states = evictions.num_states + excluded.num_states,
+           num_bytes = evictions.num_bytes + excluded.num_bytes
+""")
+
 _REMAINS = text("""
-    SELECT (SELECT COALESCE(sum(num_bytes), 0) FROM cached_states) AS live_bytes,
+    SELECT (SELECT COALESCE(sum(live_bytes), 0) FROM scopes) AS live_bytes,
            (SELECT count(*) FROM doomed_objects) AS objects_left
 """)
 
@@ -70,7 +103,7 @@ class EvictionReport:
 
 class _Victim(NamedTuple):
     id: int
-    score: float
+    priority: float
 
 
 def evict(
@@ -85,9 +118,11 @@ def evict(
     expired = run.remove_expired(settings.cache_evict_max)
     left = settings.cache_evict_max - expired.num_states
     evicted = Removed()
-    for namespace, capacity_bytes in run.namespaces():
-        evicted += run.evict(namespace, capacity_bytes, left - evicted.num_states)
-    objects_removed = _delete_objects(engine, objects, settings, now=now)
+    for namespace, capacity_bytes in run.over_capacity():
+        removed = run.evict(namespace, capacity_bytes, left - evicted.num_states)
+        run.record(namespace, removed)
+        evicted += removed
+    objects_removed = _delete_objects(engine, objects, now=now, limit=settings.cache_evict_max)
     with transaction(engine) as connection:
         remains = connection.execute(_REMAINS).one()
     return EvictionReport(
@@ -111,13 +146,10 @@ def clear(
     """Remove all states of a namespace, or of all, with their objects. Raises like `evict`."""
     run = _Run(engine=engine, settings=settings, now=now)
     removed = Removed()
-    for each, _ in run.namespaces():
-        while (
-            namespace in (None, each)
-            and (gone := run.evict(each, 0, settings.cache_evict_max)).num_states
-        ):
+    for each in [namespace] if namespace else by_namespace(engine):
+        while (gone := run.evict(each, 0, settings.cache_evict_max)).num_states:
             removed += gone
-    _delete_objects(engine, objects, settings, now=now)
+    _delete_objects(engine, objects, limit=None, now=now)
     return removed
 
 
@@ -127,11 +159,11 @@ class _Run:
     settings: CacheSettings
     now: datetime
 
-    def namespaces(self) -> list[tuple[str, int]]:
-        """Each with its capacity in bytes."""
+    def over_capacity(self) -> list[tuple[str, int]]:
+        """Namespaces that hold more than they may, each with its capacity in bytes."""
         wanted = {"capacity_bytes": self.settings.cache_capacity_bytes, "limit": NAMESPACES_MAX}
         with transaction(self.engine) as connection:
-            found = connection.execute(_NAMESPACES, wanted).all()
+            found = connection.execute(_OVER_CAPACITY, wanted).all()
         return [(row.namespace, row.capacity_bytes) for row in found]
 
     def remove_expired(self, limit: int) -> Removed:
@@ -155,47 +187,62 @@ class _Run:
             )
         return removed
 
+    def record(self, namespace: str, removed: Removed) -> None:
+        """Add what was evicted to the hour's; a crash before this loses the count, nothing else."""
+        if removed.num_states:
+            row = {
+                "namespace": namespace,
+                "now": self.now,
+                "num_states": removed.num_states,
+                "num_bytes": removed.num_bytes,
+            }
+            with transaction(self.engine) as connection:
+                connection.execute(_RECORD, row)
+
     def _choose(self, namespace: str, capacity_bytes: int, limit: int) -> list[_Victim]:
+        """The worst states, each of those before which less than the excess is freed."""
+        statement = choose_victims(self.settings.cache_policy)
         wanted = {
             "namespace": namespace,
-            "capacity_bytes": capacity_bytes,
             "limit": limit,
             "young_since": self.now - timedelta(seconds=self.settings.cache_evict_grace_s),
         }
         with transaction(self.engine) as connection:
-            found = connection.execute(choose_victims(self.settings.cache_policy), wanted).all()
-        return [_Victim(row.id, row.score) for row in found]
+            connection.execute(_CHOOSING)
+            live_bytes = int(connection.execute(_LIVE_BYTES, {"namespace": namespace}).scalar_one())
+            with connection.execute(statement, wanted, execution_options=_IN_PARTS) as worst:
+                return _until_freed(worst, live_bytes - capacity_bytes)
 
     def _remove(self, victims: Sequence[_Victim], *, namespace: str | None) -> Removed:
         """Delete the victims' rows in batches; with a namespace, its inflation follows them."""
         removed = Removed()
-        for batch in _batches(victims, self.settings.cache_evict_batch):
+        for batch in batches(victims, self.settings.cache_evict_batch):
             with transaction(self.engine) as connection:
                 locked = lock_states(connection, [victim.id for victim in batch])
                 removed += remove_states(connection, locked, now=self.now)
                 if namespace is not None and locked:
                     # Of all that was chosen: what somebody else took meanwhile was no better.
-                    score = {"namespace": namespace, "score": batch[-1].score}
-                    connection.execute(_INFLATE, score)
+                    reached = {"namespace": namespace, "priority": batch[-1].priority}
+                    connection.execute(_INFLATE, reached)
         return removed
 
 
+def _until_freed(worst: Iterable[Row[Any]], excess_bytes: int) -> list[_Victim]:
+    victims, freed = [], 0
+    for state in worst:
+        if freed >= excess_bytes:
+            break
+        victims.append(_Victim(state.id, state.priority))
+        freed += state.num_bytes
+    return victims
+
+
 def _delete_objects(
-    engine: Engine, objects: ObjectStore, settings: CacheSettings, *, now: datetime
+    engine: Engine, objects: ObjectStore, *, now: datetime, limit: int | None
 ) -> int:
-    """Delete doomed objects in batches until none are left, or the store refuses some."""
-    deleted, batch = 0, settings.cache_evict_batch
-    for _ in range(0, settings.cache_evict_max, batch):
-        try:
-            num = delete_doomed_objects(engine, objects, now=now, limit=batch)
-        except ObjectStoreError as error:
-            logger.warning("doomed objects not deleted", extra={"error": str(error)})
-            break
-        deleted += num
-        if num < batch:
-            break
-    return deleted
-
-
-def _batches(victims: Sequence[_Victim], size: int) -> Iterator[Sequence[_Victim]]:
-    return (victims[start : start + size] for start in range(0, len(victims), size))
+    """Delete doomed objects; where the store is away they stay doomed, and the next run goes on."""
+    try:
+        return delete_doomed_objects(engine, objects, now=now, limit=limit)
+    except ObjectStoreError as error:
+        logger.warning("doomed objects not deleted", extra={"error": str(error)})
+        return 0

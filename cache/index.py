@@ -9,8 +9,9 @@ from functools import lru_cache
 from sqlalchemy import Connection, TextClause, text
 
 from cache.entry import Hit, PromptRow, Scope, Sharing, StateKind
+from cache.policies import priority
 from cache.removal import lock_states, remove_states
-from cache.selector import Allowance
+from cache.selector import ANY_STATE, Allowance, ChoiceRules
 
 _INSERT_PROMPT = text("""
     INSERT INTO cached_prompts (scope_id, owner, is_shared, embedding, prompt_hash,
@@ -20,7 +21,7 @@ _INSERT_PROMPT = text("""
     RETURNING id
 """)
 
-_INSERT_STATES = text("""
+_INSERT_STATES = """
     WITH stored AS (
          INSERT INTO cached_states (prompt_id, kind, k, num_bytes, key, sha256, created_at)
          SELECT :prompt_id, kind, k, num_bytes, key, sha256, :created_at
@@ -28,18 +29,24 @@ _INSERT_STATES = text("""
                        CAST(:keys AS text[]), CAST(:hashes AS text[]))
                 AS new (kind, k, num_bytes, key, sha256)
       RETURNING id, num_bytes
-    ), measured AS (
+    ), counted AS (
          UPDATE scopes
-            SET bytes_per_state = (SELECT max(num_bytes) FROM stored)
-          WHERE id = :scope_id AND bytes_per_state IS NULL
+            SET bytes_per_state = COALESCE(bytes_per_state, sizes.largest),
+                live_bytes = live_bytes + sizes.total
+           FROM (SELECT max(num_bytes) AS largest, COALESCE(sum(num_bytes), 0) AS total
+                   FROM stored) sizes
+          WHERE id = :scope_id
     )
-    INSERT INTO state_uses (state_id, inflation, last_used_at)
-    SELECT stored.id, n.inflation, :created_at
+    INSERT INTO state_uses (state_id, namespace, scope_id, num_bytes, priority, last_used_at)
+    SELECT stored.id, c.namespace, c.id, stored.num_bytes,
+           {priority}, :created_at
       FROM stored
      CROSS JOIN scopes c
       JOIN namespaces n ON n.namespace = c.namespace
      WHERE c.id = :scope_id
-""")
+"""
+_PRIORITY = priority(uses="0", num_bytes="stored.num_bytes")
+_INSERT_PRIORITISED_STATES = text(_INSERT_STATES.format(priority=_PRIORITY))
 
 _STATES_OF_PROMPT = text("""
     SELECT s.id
@@ -53,50 +60,70 @@ _STATES_OF_PROMPT = text("""
 """)
 
 # Among the nearest prompts, the state that lets the job skip the most steps: an intermediate one
-# at its own k, a final one at the largest k that its similarity allows.
+# at its own k, a final one at the largest k that its similarity allows. Who asks for the same words
+# again wants another picture: then no state, of whatever prompt, may settle more than k_again.
+# OFFSET keeps the planner from joining a small table as a whole: a lookup reads no state that is
+# not its own, so that how long it takes tells nothing about other owners.
 _FIND = """
     WITH nearest AS MATERIALIZED (
          {nearest}
+    ), usable AS (
+         SELECT s.id AS state_id, s.prompt_id, s.kind, start.k, n.distance,
+                s.key, s.sha256, s.num_bytes, n.source_job_id, n.owner,
+                min(n.distance) OVER (PARTITION BY start.k) AS nearest_distance
+           FROM nearest n
+          CROSS JOIN (
+                SELECT count(*) > 0 AS is_repeated
+                  FROM nearest
+                 WHERE owner = :owner
+                   AND prompt_hash = CAST(:prompt_hash AS text)) prompt
+          CROSS JOIN LATERAL (
+                SELECT max(allowed.k) AS k_max
+                  FROM unnest(CAST(:ks AS int[]), CAST(:floors AS float8[])) AS allowed (k, floor)
+                 WHERE 1 - n.distance > allowed.floor
+                   AND (NOT prompt.is_repeated OR allowed.k <= :k_again)) selector
+          CROSS JOIN LATERAL (
+                SELECT *
+                  FROM cached_states
+                 WHERE prompt_id = n.id
+                OFFSET 0) s
+          CROSS JOIN LATERAL (
+                SELECT CASE s.kind WHEN 'final' THEN selector.k_max ELSE s.k END AS k) start
+          WHERE start.k <= selector.k_max
+                {is_offered}
     )
-    SELECT s.id AS state_id, s.prompt_id, s.kind, usable.k, 1 - n.distance AS similarity,
-           s.key, s.sha256, s.num_bytes, n.source_job_id, n.owner
-      FROM nearest n
-     CROSS JOIN LATERAL (
-           SELECT max(allowed.k) AS k_max
-             FROM unnest(CAST(:ks AS int[]), CAST(:floors AS float8[])) AS allowed (k, floor)
-            WHERE 1 - n.distance > allowed.floor) selector
-      JOIN cached_states s ON s.prompt_id = n.id
-     CROSS JOIN LATERAL (
-           SELECT CASE s.kind WHEN 'final' THEN selector.k_max ELSE s.k END AS k) usable
-     WHERE usable.k <= selector.k_max
-     ORDER BY usable.k DESC, n.distance, s.id DESC
+    SELECT state_id, prompt_id, kind, k, 1 - distance AS similarity,
+           key, sha256, num_bytes, source_job_id, owner
+      FROM usable
+     ORDER BY k DESC, distance > nearest_distance + :margin,
+              hashint8extended(state_id, CAST(:choice AS bigint))
      LIMIT 1
 """
 
-# Exact: an owner has few rows, and the index on (scope, owner) leads to them.
-_NEAREST_OF_OWNER = """
-         SELECT p.id, p.owner, p.source_job_id,
-                p.embedding <=> CAST(:embedding AS halfvec) AS distance
-           FROM cached_prompts p
-          WHERE p.scope_id = :scope_id
-            AND p.owner = :owner
-            AND (p.expires_at IS NULL OR p.expires_at > :now)
-          ORDER BY distance
-          LIMIT :neighbours
+# Of an entry of several states, the uses of all count.
+_IS_USED_LESS = """
+            AND (SELECT sum(u.uses)
+                   FROM cached_states other
+                   JOIN state_uses u ON u.state_id = other.id
+                  WHERE other.prompt_id = n.id) < :reuse_max
 """
 
-# By HNSW: predicate and expression are those of the partial index, word for word.
-_NEAREST_IN_NAMESPACE = """
-         SELECT p.id, p.owner, p.source_job_id,
+# By the index on (scope, owner), exactly, where the rows are few; by the scope's HNSW index where
+# `cache.nearest_index` has built one, whose expression and predicate these are. The planner must
+# see the scope's id to prove the predicate: the reader plans each lookup with its values.
+_NEAREST = """
+         SELECT p.id, p.owner, p.prompt_hash, p.source_job_id,
                 p.embedding::halfvec({dimension}) <=> CAST(:embedding AS halfvec({dimension}))
                 AS distance
            FROM cached_prompts p
           WHERE p.scope_id = :scope_id
-            AND p.is_shared AND vector_dims(p.embedding) = {dimension}
+            AND {is_within_reach}
             AND (p.expires_at IS NULL OR p.expires_at > :now)
           ORDER BY distance
           LIMIT :neighbours
 """
+
+_WITHIN_REACH = {Sharing.USER: "p.owner = :owner", Sharing.NAMESPACE: "p.is_shared"}
 
 
 def find(
@@ -108,10 +135,14 @@ def find(
     allowances: Sequence[Allowance],
     neighbours: int,
     now: datetime,
+    rules: ChoiceRules = ANY_STATE,
+    prompt_hash: str | None = None,
+    choice: int = 0,
 ) -> Hit | None:
     """The state that skips the most steps, among the nearest prompts; one statement, read-only.
 
-    `embedding` is from `embedding_text`. Ties go to the nearer prompt, then to the newer state.
+    `embedding` is from `embedding_text`. Among states that skip equally many and are about as near
+    (`rules`), the number `choice` decides, as a die would; the same number decides the same.
     """
     wanted = {
         "scope_id": scope.id,
@@ -121,22 +152,37 @@ def find(
         "floors": [allowance.floor for allowance in allowances],
         "neighbours": neighbours,
         "now": now,
+        "prompt_hash": prompt_hash,
+        "k_again": rules.k_again(scope.spec.num_inference_steps),
+        "margin": rules.margin,
+        "reuse_max": rules.reuse_max,
+        "choice": choice,
     }
-    row = connection.execute(find_statement(scope), wanted).one_or_none()
+    statement = find_statement(scope, is_capped=rules.reuse_max is not None)
+    row = connection.execute(statement, wanted).one_or_none()
     return None if row is None else Hit(**{**row._mapping, "kind": StateKind(row.kind)})
 
 
-def find_statement(scope: Scope) -> TextClause:
-    """The lookup's SQL for the scope's sharing and dimension."""
-    return _find_statement(scope.sharing, scope.spec.embedding_dimension)
+def find_statement(scope: Scope, *, is_capped: bool = False) -> TextClause:
+    """The lookup's SQL for the scope's sharing and dimension, with or without a cap on reuse."""
+    return _find_statement(scope.sharing, scope.spec.embedding_dimension, is_capped=is_capped)
+
+
+def nearest_statement(scope: Scope) -> TextClause:
+    """The part of the lookup that searches: (id, owner, source_job_id, distance) of the nearest."""
+    return text(_nearest(scope.sharing, scope.spec.embedding_dimension))
 
 
 @lru_cache
-def _find_statement(sharing: Sharing, dimension: int) -> TextClause:
-    nearest = _NEAREST_OF_OWNER
-    if sharing is Sharing.NAMESPACE:
-        nearest = _NEAREST_IN_NAMESPACE.format(dimension=int(dimension))
-    return text(_FIND.format(nearest=nearest.strip()))
+def _find_statement(sharing: Sharing, dimension: int, *, is_capped: bool) -> TextClause:
+    is_offered = _IS_USED_LESS if is_capped else ""
+    nearest = _nearest(sharing, dimension)
+    return text(_FIND.format(nearest=nearest, is_offered=is_offered.strip()))
+
+
+def _nearest(sharing: Sharing, dimension: int) -> str:
+    reach = _WITHIN_REACH[sharing]
+    return _NEAREST.format(dimension=int(dimension), is_within_reach=reach).strip()
 
 
 def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
@@ -162,7 +208,7 @@ def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:
         "keys": [state.key for state in prompt.states],
         "hashes": [state.sha256 for state in prompt.states],
     }
-    connection.execute(_INSERT_STATES, states)
+    connection.execute(_INSERT_PRIORITISED_STATES, states)
     return prompt_id
 
 

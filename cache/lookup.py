@@ -28,6 +28,7 @@ from cache.errors import (
 )
 from cache.objects import ObjectStore
 from cache.removal import discard_states
+from cache.selector import ChoiceRules
 
 # The first that fits; a type before its base.
 _REASONS: tuple[tuple[type[CacheError], MissReason], ...] = (
@@ -60,6 +61,16 @@ def miss_reason(error: CacheError) -> MissReason:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Who asks, for which words, and the die that decides among equals."""
+
+    owner: str
+    #: Tells whether the owner asked for the same words before; None never did.
+    prompt_hash: str | None
+    choice: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
     """What a lookup needs: connections that only read, and some that remove what is damaged."""
 
@@ -67,12 +78,13 @@ class Lookup:
     writer: Engine
     objects: ObjectStore
     neighbours: int
+    rules: ChoiceRules
     clock: Callable[[], datetime]
 
-    def look_up_and_fetch(self, scope: Scope, embedding: str, *, owner: str) -> Found | Miss:
+    def look_up_and_fetch(self, scope: Scope, embedding: str, asker: Asker) -> Found | Miss:
         """The best state with its latents; raises CacheError where that fails."""
         started = time.monotonic()
-        hit = self._look_up(scope, embedding, owner)
+        hit = self._look_up(scope, embedding, asker)
         looked_up = time.monotonic()
         if hit is None:
             return Miss(reason=MissReason.NONE_SIMILAR)
@@ -82,16 +94,19 @@ class Lookup:
             hit=hit, latents=latents, lookup_s=looked_up - started, fetch_s=fetched - looked_up
         )
 
-    def _look_up(self, scope: Scope, embedding: str, owner: str) -> Hit | None:
+    def _look_up(self, scope: Scope, embedding: str, asker: Asker) -> Hit | None:
         with transaction(self.reader) as connection:
             return index.find(
                 connection,
                 scope,
                 embedding,
-                owner=owner,
+                owner=asker.owner,
                 allowances=scope.selector.allowances(scope.spec.num_inference_steps),
                 neighbours=self.neighbours,
                 now=self.clock(),
+                rules=self.rules,
+                prompt_hash=asker.prompt_hash,
+                choice=asker.choice,
             )
 
     def _fetch(self, scope: Scope, hit: Hit) -> torch.Tensor:

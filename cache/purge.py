@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, assert_never
@@ -20,10 +19,10 @@ from cache.database import transaction
 from cache.errors import RowsHeld
 from cache.forgotten import JobSubject, NamespaceSubject, Subject, UserSubject
 from cache.objects import ObjectStore
+from cache.predictor_rows import drop_predictors
 from cache.removal import Removed, delete_doomed_objects, lock_states, remove_states
 
-BATCH = 1_000  # states of one transaction, and objects of one request
-PARALLEL_DELETES = 8
+BATCH = 1_000  # states of one transaction
 HELD_TIMEOUT_S = 30.0
 _HELD_PAUSE_S = 0.05
 
@@ -74,6 +73,13 @@ _DELETE_NAMESPACE = text("""
        AND NOT EXISTS (SELECT FROM scopes c WHERE c.namespace = n.namespace)
 """)
 
+_SCOPES = """
+    SELECT DISTINCT p.scope_id
+      FROM cached_prompts p
+      JOIN scopes c ON c.id = p.scope_id
+     WHERE {}
+"""
+
 _NUM_DOOMED = text("SELECT count(*) FROM doomed_objects")
 
 
@@ -101,6 +107,18 @@ def purge_rows(engine: Engine, subject: Subject, *, now: datetime) -> Removed:
     Raises RowsHeld where somebody else keeps rows locked for half a minute: nobody is waited for
     with a lock in hand.
     """
+    scope_ids = _scope_ids(engine, subject)
+    # First, for a run that is killed; again after, for one that was fitted meanwhile.
+    drop_predictors(engine, scope_ids)
+    removed = _purge_states(engine, subject, now=now)
+    _delete_empty_prompts(engine, subject)
+    drop_predictors(engine, scope_ids)
+    if isinstance(subject, NamespaceSubject):
+        _delete_scopes(engine, subject)
+    return removed
+
+
+def _purge_states(engine: Engine, subject: Subject, *, now: datetime) -> Removed:
     removed, give_up_at = Removed(), time.monotonic() + HELD_TIMEOUT_S
     while True:
         with transaction(engine) as connection:
@@ -108,32 +126,21 @@ def purge_rows(engine: Engine, subject: Subject, *, now: datetime) -> Removed:
             gone = remove_states(connection, lock_states(connection, found), now=now)
         removed += gone
         if not found:
-            break
+            return removed
         if gone.num_states:
             give_up_at = time.monotonic() + HELD_TIMEOUT_S
         elif time.monotonic() > give_up_at:
             raise RowsHeld(str(subject))
         else:
             time.sleep(_HELD_PAUSE_S)
-    _delete_empty_prompts(engine, subject)
-    if isinstance(subject, NamespaceSubject):
-        _delete_scopes(engine, subject)
-    return removed
 
 
 def purge_objects(engine: Engine, objects: ObjectStore, *, now: datetime) -> int:
-    """Delete all doomed objects, several requests at a time; answers how many remain.
+    """Delete all doomed objects; answers how many remain.
 
     Raises ObjectStoreError; then they stay doomed, and beat goes on.
     """
-
-    def delete() -> None:
-        while delete_doomed_objects(engine, objects, now=now, limit=BATCH) == BATCH:
-            pass
-
-    with ThreadPoolExecutor(PARALLEL_DELETES, thread_name_prefix="purge") as pool:
-        for done in [pool.submit(delete) for _ in range(PARALLEL_DELETES)]:
-            done.result()
+    delete_doomed_objects(engine, objects, now=now)
     return num_doomed(engine)
 
 
@@ -141,6 +148,11 @@ def num_doomed(engine: Engine) -> int:
     """How many objects are still to be deleted, whoever's they were."""
     with transaction(engine) as connection:
         return int(connection.execute(_NUM_DOOMED).scalar_one())
+
+
+def _scope_ids(engine: Engine, subject: Subject) -> list[int]:
+    with transaction(engine) as connection:
+        return list(connection.execute(_statement(_SCOPES, subject), _bound(subject)).scalars())
 
 
 def _states(connection: Connection, subject: Subject) -> list[int]:

@@ -5,14 +5,23 @@ A crash in between leaves a doomed object for the next run, never a row that poi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, Engine, text
 
+from cache import live_bytes
 from cache.database import transaction
 from cache.objects import ObjectStore
+
+T = TypeVar("T")
+
+OBJECTS_PER_REQUEST: Final = 100
+PARALLEL_REQUESTS: Final = 8
 
 # Prompt, state and counters together: whoever holds one of the three has the state to itself.
 # Rows that are locked are left for the next run, so nobody ever waits for a second lock.
@@ -37,7 +46,9 @@ _DELETE_STATES = text("""
          SELECT key, :now FROM gone
              ON CONFLICT (key) DO NOTHING
     )
-    SELECT prompt_id, num_bytes FROM gone
+    SELECT gone.prompt_id, gone.num_bytes, p.scope_id
+      FROM gone
+      JOIN cached_prompts p ON p.id = gone.prompt_id
 """)
 
 _DELETE_EMPTY_PROMPTS = text("""
@@ -81,11 +92,18 @@ def lock_states(connection: Connection, state_ids: Sequence[int]) -> list[int]:
 
 
 def remove_states(connection: Connection, locked_ids: Sequence[int], *, now: datetime) -> Removed:
-    """Delete locked states, and prompts that have none left; their objects become doomed."""
+    """Delete locked states, and prompts that have none left; their objects become doomed.
+
+    Ends with the scopes' rows locked, which stores wait for: commit soon.
+    """
     gone = connection.execute(_DELETE_STATES, {"ids": list(locked_ids), "now": now}).all()
     prompt_ids = list({row.prompt_id for row in gone})
     connection.execute(_DELETE_EMPTY_PROMPTS, {"ids": prompt_ids})
-    return Removed(num_states=len(gone), num_bytes=sum(row.num_bytes for row in gone))
+    freed: Counter[int] = Counter()
+    for row in gone:
+        freed[row.scope_id] += row.num_bytes
+    live_bytes.subtract(connection, freed)
+    return Removed(num_states=len(gone), num_bytes=freed.total())
 
 
 def discard_states(engine: Engine, state_ids: Sequence[int], *, now: datetime) -> Removed:
@@ -95,16 +113,39 @@ def discard_states(engine: Engine, state_ids: Sequence[int], *, now: datetime) -
 
 
 def delete_doomed_objects(
-    engine: Engine, objects: ObjectStore, *, now: datetime, limit: int
+    engine: Engine, objects: ObjectStore, *, now: datetime, limit: int | None = None
 ) -> int:
-    """Delete doomed objects, the oldest first; answers how many are gone.
+    """Delete doomed objects, the oldest first, until none is left, `limit` are gone or some stay.
 
-    Raises ObjectStoreError; deleting twice is harmless, so a crash anywhere costs a repetition.
+    Answers how many are gone. Raises ObjectStoreError: what was not deleted stays doomed. Deleting
+    twice is harmless, so a crash anywhere costs a repetition.
     """
+    num_deleted, batch = 0, OBJECTS_PER_REQUEST * PARALLEL_REQUESTS
+    with ThreadPoolExecutor(PARALLEL_REQUESTS, thread_name_prefix="delete") as pool:
+        while limit is None or num_deleted < limit:
+            wanted = batch if limit is None else min(batch, limit - num_deleted)
+            num = _delete_batch(engine, objects, pool, now=now, limit=wanted)
+            num_deleted += num
+            if num < wanted:
+                break
+    return num_deleted
+
+
+def _delete_batch(
+    engine: Engine, objects: ObjectStore, pool: ThreadPoolExecutor, *, now: datetime, limit: int
+) -> int:
+    """One transaction, whose locks keep others from these keys; several requests at a time."""
     with transaction(engine) as connection:
         keys = list(connection.execute(_LOCK_DOOMED, {"limit": limit}).scalars())
-        remaining = objects.delete_many(keys) if keys else {}
+        remaining: set[str] = set()
+        for refused in pool.map(objects.delete_many, batches(keys, OBJECTS_PER_REQUEST)):
+            remaining.update(refused)
         deleted = [key for key in keys if key not in remaining]
         connection.execute(_FORGET_DOOMED, {"keys": deleted})
         connection.execute(_POSTPONE_DOOMED, {"keys": list(remaining), "now": now})
     return len(deleted)
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Cut a sequence into pieces of `size`; the last may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))

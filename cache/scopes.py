@@ -1,4 +1,4 @@
-"""Scopes as rows, and the index that lookups in a shared namespace need."""
+"""Scopes as rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from sqlalchemy import Connection, text
 from cache.calibration import thresholds_of
 from cache.entry import Scope, ScopeSpec, Sharing, StateKind, ThresholdSource
 from cache.selector import PAPER, Selector
-
-INDEX_LOCK_ID = 0x6E697277  # beside the migrations' own
 
 _REGISTER_NAMESPACE = text("""
     INSERT INTO namespaces (namespace)
@@ -36,15 +34,6 @@ _RECORD_SPEED = text("""
        SET seconds_per_step = COALESCE(0.9 * seconds_per_step + 0.1 * :seconds, :seconds)
      WHERE id = :scope_id
 """)
-
-_NEAREST_INDEX_EXISTS = text("SELECT to_regclass(:name) IS NOT NULL")
-
-_CREATE_NEAREST_INDEX = """
-    CREATE INDEX IF NOT EXISTS ix_cached_prompts_nearest_{dimension}
-        ON cached_prompts
-     USING hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops)
-     WHERE is_shared AND vector_dims(embedding) = {dimension}
-"""
 
 
 def register(
@@ -82,17 +71,3 @@ def register(
 def record_seconds_per_step(connection: Connection, scope_id: int, seconds: float) -> None:
     """Take a measurement into the scope's moving average, which weighs its states' benefit."""
     connection.execute(_RECORD_SPEED, {"scope_id": scope_id, "seconds": seconds})
-
-
-def ensure_nearest_index(connection: Connection, dimension: int) -> None:
-    """Create the HNSW index of a dimension once, in a transaction of its own.
-
-    Building it keeps writers out of `cached_prompts`; no other lock may be held meanwhile. With
-    the first shared scope of a dimension there is nothing to put into it yet.
-    """
-    name = f"ix_cached_prompts_nearest_{int(dimension)}"
-    if connection.execute(_NEAREST_INDEX_EXISTS, {"name": name}).scalar_one():
-        return
-    # IF NOT EXISTS alone fails where two create it at the same moment.
-    connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": INDEX_LOCK_ID})
-    connection.execute(text(_CREATE_NEAREST_INDEX.format(dimension=int(dimension))))

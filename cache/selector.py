@@ -1,4 +1,7 @@
-"""How many steps a similarity lets a job skip (NIRVANA, NSDI'24: the cache selector)."""
+"""How many steps a similarity lets a job skip (NIRVANA, NSDI'24: the cache selector).
+
+And which of several states it starts from.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,27 @@ class Selector:
         """The most steps that a similarity allows to skip; 0 for none."""
         allowed = (a.k for a in self.allowances(num_inference_steps) if similarity > a.floor)
         return max(allowed, default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceRules:
+    """How one of several usable states is chosen, and what a repeated prompt may start from."""
+
+    #: States that skip equally many steps count as equally near within this much of the nearest's
+    #: cosine; one of them is chosen at random.
+    margin: float = 0.0
+    #: Of N: the most that is skipped by a job whose words its owner has cached before.
+    again_fraction: float = 1.0
+    #: Uses after which a cached prompt is not offered any more; None for no end.
+    reuse_max: int | None = None
+
+    def k_again(self, num_inference_steps: int) -> int:
+        """The most steps that a repeated prompt skips."""
+        return int(_exact(self.again_fraction) * num_inference_steps)
+
+
+#: No limits: the nearest of those that skip the most.
+ANY_STATE = ChoiceRules()
 
 
 def _exact(fraction: float) -> Fraction:

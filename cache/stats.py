@@ -15,11 +15,9 @@ SCOPES_MAX = 1_000  # the largest are shown
 _BY_NAMESPACE = text("""
     SELECT n.namespace,
            COALESCE(n.capacity_bytes, :capacity_bytes) AS capacity_bytes,
-           COALESCE(sum(s.num_bytes), 0) AS num_bytes
+           COALESCE(sum(c.live_bytes), 0) AS num_bytes
       FROM namespaces n
       LEFT JOIN scopes c ON c.namespace = n.namespace
-      LEFT JOIN cached_prompts p ON p.scope_id = c.id
-      LEFT JOIN cached_states s ON s.prompt_id = p.id
      GROUP BY n.namespace
      ORDER BY num_bytes DESC, n.namespace
      LIMIT :limit

@@ -1,4 +1,4 @@
-"""Compare rows and objects in both directions, and remove what has no counterpart.
+"""Compare rows and objects in both directions, and remove what has no whole counterpart.
 
     objects   a1  a2      b1  c1      a listing, in the order of keys
     rows      a1      a3  b1  c1      in the same order
@@ -6,20 +6,22 @@
                   +-- an object without its row
 
 Safe beside running workers: what is younger than the grace time is left alone (a store writes its
-objects first), and every finding is looked at again before it counts.
+objects first), and every finding is looked at again before it counts. Keys are never used twice, so
+the length of an object that was listed is final. The counts of bytes are held against the rows too.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
 from sqlalchemy import Engine, text
 
+from cache import live_bytes
 from cache.database import transaction
 from cache.objects import STATES_PREFIX, ListedObject, ObjectStore
 from cache.removal import delete_doomed_objects, lock_states, remove_states
@@ -32,7 +34,7 @@ PAGE = 1_000  # rows read, findings checked and removed at a time
 EXAMPLES_MAX = 10
 
 _ROWS_AFTER = text("""
-    SELECT id, key, created_at
+    SELECT id, key, created_at, num_bytes
       FROM cached_states
      WHERE key > :after
      ORDER BY key
@@ -65,6 +67,8 @@ _EMPTY_PROMPTS = text("""
 
 _DELETE_PROMPTS = text("DELETE FROM cached_prompts WHERE id = ANY(:ids)")
 
+_NUM_DOOMED = text("SELECT count(*) FROM doomed_objects")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepReport:
@@ -74,7 +78,13 @@ class SweepReport:
     #: Bytes that these hold.
     bytes_without_rows: int
     rows_without_objects: int
+    #: Objects of another length than their row says; the row goes, too.
+    truncated_objects: int
     prompts_without_states: int
+    #: Evicted, and still to be deleted.
+    doomed_objects: int
+    #: Scopes whose count of bytes was wrong; set right by a repair.
+    scopes_miscounted: int
     #: Objects deleted, those doomed by earlier evictions included.
     objects_removed: int
     is_repaired: bool
@@ -89,6 +99,21 @@ class _Row:
     id: int
     key: str
     created_at: datetime
+    num_bytes: int
+    is_truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Findings:
+    orphans: list[ListedObject] = field(default_factory=list)
+    #: Rows without an object, or with one of another length.
+    dangling: list[_Row] = field(default_factory=list)
+    empty_prompt_ids: list[int] = field(default_factory=list)
+    miscounted_scope_ids: list[int] = field(default_factory=list)
+
+    @property
+    def num_unmatched(self) -> int:
+        return len(self.orphans) + len(self.dangling)
 
 
 def sweep(
@@ -104,35 +129,45 @@ def sweep(
 
     Without `repair` nothing is changed. Raises DatabaseUnreachable or ObjectStoreError.
     """
-    before = now - timedelta(seconds=grace_s)
-    unmatched = _unmatched(objects.list(STATES_PREFIX), _rows(engine))
-    aged = (each for each in unmatched if _age_of(each) <= before)
-    orphans: list[ListedObject] = []
-    dangling: list[_Row] = []
-    for page in _pages(aged, PAGE):
-        orphans += _still_without_rows(engine, page)
-        dangling += _still_without_objects(engine, objects, page)
-        if len(orphans) + len(dangling) >= limit:
-            break
-    empty = _empty_prompts(engine, before, limit)
-    removed = _repair(engine, objects, orphans, dangling, empty, now=now) if repair else 0
-    examples = [orphan.key for orphan in orphans] + [row.key for row in dangling]
+    found = _find(engine, objects, before=now - timedelta(seconds=grace_s), limit=limit)
+    num_doomed = _count_doomed(engine)
+    removed = _repair(engine, objects, found, now=now) if repair else 0
+    num_truncated = sum(row.is_truncated for row in found.dangling)
+    examples = [each.key for each in found.orphans] + [row.key for row in found.dangling]
     return SweepReport(
-        objects_without_rows=len(orphans),
-        bytes_without_rows=sum(orphan.num_bytes for orphan in orphans),
-        rows_without_objects=len(dangling),
-        prompts_without_states=len(empty),
+        objects_without_rows=len(found.orphans),
+        bytes_without_rows=sum(orphan.num_bytes for orphan in found.orphans),
+        rows_without_objects=len(found.dangling) - num_truncated,
+        truncated_objects=num_truncated,
+        prompts_without_states=len(found.empty_prompt_ids),
+        doomed_objects=num_doomed,
+        scopes_miscounted=len(found.miscounted_scope_ids),
         objects_removed=removed,
         is_repaired=repair,
-        is_complete=len(orphans) + len(dangling) < limit and len(empty) < limit,
+        is_complete=found.num_unmatched < limit and len(found.empty_prompt_ids) < limit,
         examples=tuple(examples[:EXAMPLES_MAX]),
     )
+
+
+def _find(engine: Engine, objects: ObjectStore, *, before: datetime, limit: int) -> _Findings:
+    found = _Findings(
+        empty_prompt_ids=_empty_prompts(engine, before, limit),
+        miscounted_scope_ids=live_bytes.miscounted(engine, limit=limit),
+    )
+    unmatched = _unmatched(objects.list(STATES_PREFIX), _rows(engine))
+    aged = (each for each in unmatched if _age_of(each) <= before)
+    for page in _pages(aged, PAGE):
+        found.orphans.extend(_still_without_rows(engine, page))
+        found.dangling.extend(_still_without_objects(engine, objects, page))
+        if found.num_unmatched >= limit:
+            break
+    return found
 
 
 def _unmatched(
     objects: Iterator[ListedObject], rows: Iterator[_Row]
 ) -> Iterator[ListedObject | _Row]:
-    """Walk two streams in the order of their keys; yield what is in one only."""
+    """Walk two streams in the order of their keys; yield what is in one only, or not whole."""
     listed, row = next(objects, None), next(rows, None)
     while listed is not None or row is not None:
         if row is None or (listed is not None and listed.key < row.key):
@@ -143,6 +178,8 @@ def _unmatched(
             yield row
             row = next(rows, None)
         else:
+            if listed.num_bytes != row.num_bytes:
+                yield replace(row, is_truncated=True)
             listed, row = next(objects, None), next(rows, None)
 
 
@@ -152,7 +189,7 @@ def _rows(engine: Engine) -> Iterator[_Row]:
     while True:
         with transaction(engine) as connection:
             page = connection.execute(_ROWS_AFTER, {"after": after, "limit": PAGE}).all()
-        yield from (_Row(row.id, row.key, row.created_at) for row in page)
+        yield from (_Row(row.id, row.key, row.created_at, row.num_bytes) for row in page)
         if len(page) < PAGE:
             return
         after = page[-1].key
@@ -175,8 +212,9 @@ def _still_without_rows(engine: Engine, page: Sequence[ListedObject | _Row]) -> 
 def _still_without_objects(
     engine: Engine, objects: ObjectStore, page: Sequence[ListedObject | _Row]
 ) -> list[_Row]:
-    """Those rows of a page that exist still, while their objects do not."""
-    missing = [each for each in page if isinstance(each, _Row) and not objects.exists(each.key)]
+    """Those rows of a page that exist still, while their objects do not, or not whole."""
+    rows = [each for each in page if isinstance(each, _Row)]
+    missing = [row for row in rows if row.is_truncated or not objects.exists(row.key)]
     with transaction(engine) as connection:
         wanted = {"ids": [row.id for row in missing], "limit": len(missing)}
         known = set(connection.execute(_KNOWN_IDS, wanted).scalars())
@@ -189,31 +227,26 @@ def _empty_prompts(engine: Engine, before: datetime, limit: int) -> list[int]:
         return list(connection.execute(_EMPTY_PROMPTS, wanted).scalars())
 
 
-def _repair(
-    engine: Engine,
-    objects: ObjectStore,
-    orphans: Sequence[ListedObject],
-    dangling: Sequence[_Row],
-    empty_prompt_ids: Sequence[int],
-    *,
-    now: datetime,
-) -> int:
+def _count_doomed(engine: Engine) -> int:
+    with transaction(engine) as connection:
+        return int(connection.execute(_NUM_DOOMED).scalar_one())
+
+
+def _repair(engine: Engine, objects: ObjectStore, found: _Findings, *, now: datetime) -> int:
     """Remove the findings in pages; answers how many objects were deleted."""
-    for objects_page in _pages(orphans, PAGE):
+    for orphans in _pages(found.orphans, PAGE):
         with transaction(engine) as connection:
-            keys = [orphan.key for orphan in objects_page]
+            keys = [orphan.key for orphan in orphans]
             connection.execute(_DOOM, {"keys": keys, "now": now})
-    for rows_page in _pages(dangling, PAGE):
+    for rows in _pages(found.dangling, PAGE):
         with transaction(engine) as connection:
-            locked = lock_states(connection, [row.id for row in rows_page])
+            locked = lock_states(connection, [row.id for row in rows])
             remove_states(connection, locked, now=now)
-    for ids_page in _pages(empty_prompt_ids, PAGE):
+    for prompt_ids in _pages(found.empty_prompt_ids, PAGE):
         with transaction(engine) as connection:
-            connection.execute(_DELETE_PROMPTS, {"ids": list(ids_page)})
-    deleted = 0
-    while num := delete_doomed_objects(engine, objects, now=now, limit=PAGE):
-        deleted += num
-    return deleted
+            connection.execute(_DELETE_PROMPTS, {"ids": prompt_ids})
+    live_bytes.recount(engine, found.miscounted_scope_ids)
+    return delete_doomed_objects(engine, objects, now=now)
 
 
 def _pages(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,6 +1,8 @@
 """The cache's rows (docs/state.md, section 5).
 
 namespaces 1-* scopes 1-* cached_prompts 1-* cached_states 1-1 state_uses
+match_predictors: at most one of a scope
+evictions: what made room, by namespace and hour
 doomed_objects: objects whose rows are gone, until the object store has deleted them too
 forgotten: hashes of whom and what was forgotten, until nothing of theirs can be under way
 """
@@ -22,6 +24,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     UniqueConstraint,
@@ -101,6 +104,13 @@ scopes = Table(
     Column("thresholds_version", Text, nullable=False),
     Column("seconds_per_step", Float(53), comment="measured; null until then"),
     Column("bytes_per_state", BigInteger, comment="null until one is stored"),
+    Column(
+        "live_bytes",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="of its states; changes in their transactions",
+    ),
     Column("created_at", _INSTANT, nullable=False, server_default=text("now()")),
     CheckConstraint(f"state_kind {_IS_KIND}", name="state_kind"),
     CheckConstraint("seconds_per_step > 0", name="seconds_per_step"),
@@ -157,7 +167,10 @@ cached_states = Table(
     CheckConstraint("num_bytes > 0", name="num_bytes"),
 )
 
+_COPIED = "copied, never changes"
+
 # Apart from the vector: counting a use beside it would rewrite the vector and its index entries.
+# With all that eviction asks for, so that its choice reads this table alone.
 state_uses = Table(
     "state_uses",
     metadata,
@@ -168,19 +181,40 @@ state_uses = Table(
         primary_key=True,
         autoincrement=False,
     ),
+    Column("namespace", Text, nullable=False, comment=_COPIED),
+    Column("scope_id", BigInteger, nullable=False, comment=_COPIED),
+    Column("num_bytes", BigInteger, nullable=False, comment=_COPIED),
     Column("uses", BigInteger, nullable=False, server_default="0"),
     Column("steps_saved", BigInteger, nullable=False, server_default="0"),
     Column(
-        "inflation",
+        "priority",
         Float(53),
         nullable=False,
-        comment="the namespace's inflation when this was stored or last used",
+        comment="of Greedy-Dual-Size-Frequency, when this was stored or last used",
     ),
     Column("last_used_at", _INSTANT, nullable=False, comment="or stored, before its first use"),
     # LCBFU's score (NIRVANA): uses x k for an intermediate state.
     Column("benefit", BigInteger, Computed("steps_saved", persisted=True), nullable=False),
-    # Counters change, nothing else does: room on the page keeps such updates off the index.
+    # The order in which the default policy evicts.
+    Index("ix_state_uses_priority", "namespace", "priority", "state_id"),
+    # Counters change, nothing else does: room on the page keeps a row's versions together.
     postgresql_with={"fillfactor": "80"},
+)
+
+match_predictors = Table(
+    "match_predictors",
+    metadata,
+    Column(
+        "scope_id",
+        BigInteger,
+        ForeignKey("scopes.id", ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("sha256", Text, nullable=False, comment="of weights, and their version"),
+    Column("weights", LargeBinary, nullable=False, comment="safetensors"),
+    Column("num_prompts", BigInteger, nullable=False, comment="it was fitted on"),
+    Column("fitted_at", _INSTANT, nullable=False),
 )
 
 doomed_objects = Table(
@@ -196,4 +230,15 @@ forgotten = Table(
     metadata,
     Column("subject_hash", LargeBinary, primary_key=True, comment="SHA-256: see cache.forgotten"),
     Column("forgotten_at", _INSTANT, nullable=False),
+)
+
+# A row an hour, however many runs: for `nirvana report`.
+evictions = Table(
+    "evictions",
+    metadata,
+    Column("namespace", Text, ForeignKey("namespaces.namespace", ondelete="CASCADE")),
+    Column("hour", _INSTANT, nullable=False),
+    Column("num_states", BigInteger, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("namespace", "hour"),
 )

@@ -13,20 +13,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cache.database import transaction
 from cache.errors import CacheError
+from cache.policies import priority
 
 logger = logging.getLogger(__name__)
 
 PENDING_BATCHES_MAX = 10  # kept in memory while the database is away; more are dropped
 
 # Locked in the order of ids, so that two batches cannot wait for each other.
-_ADD_USES = text("""
+_ADD_USES = """
     WITH used AS (
          SELECT *
            FROM unnest(CAST(:ids AS bigint[]), CAST(:uses AS bigint[]),
                        CAST(:steps AS bigint[]), CAST(:instants AS timestamptz[]))
                 AS used (state_id, uses, steps_saved, last_used_at)
     ), locked AS (
-         SELECT u.state_id
+         SELECT u.state_id, u.scope_id
            FROM state_uses u
           WHERE u.state_id = ANY(:ids)
           ORDER BY u.state_id
@@ -36,15 +37,15 @@ _ADD_USES = text("""
        SET uses = u.uses + used.uses,
            steps_saved = u.steps_saved + used.steps_saved,
            last_used_at = GREATEST(u.last_used_at, used.last_used_at),
-           inflation = GREATEST(u.inflation, n.inflation)
+           priority = {priority}
       FROM used
       JOIN locked ON locked.state_id = used.state_id
-      JOIN cached_states s ON s.id = used.state_id
-      JOIN cached_prompts p ON p.id = s.prompt_id
-      JOIN scopes c ON c.id = p.scope_id
+      JOIN scopes c ON c.id = locked.scope_id
       JOIN namespaces n ON n.namespace = c.namespace
      WHERE u.state_id = used.state_id
-""")
+"""
+_PRIORITY = priority(uses="(u.uses + used.uses)", num_bytes="u.num_bytes")
+_ADD_PRIORITISED_USES = text(_ADD_USES.format(priority=_PRIORITY))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ def add_uses(engine: Engine, uses: Mapping[int, Uses]) -> None:
         "instants": [each.last_used_at for each in uses.values()],
     }
     with transaction(engine) as connection:
-        connection.execute(_ADD_USES, batch)
+        connection.execute(_ADD_PRIORITISED_USES, batch)
 
 
 class UseCounter:

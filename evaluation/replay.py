@@ -40,6 +40,8 @@ class CacheOptions:
     neighbours: int = 10  # as `cache_neighbours`
     admission: Admission = field(default_factory=Admission)
     grace_s: float = 0.0  # of policies that spare the young; 0 is LCBFU as published
+    #: The most steps that a job skips whose words its owner has cached; None sets no limit.
+    k_again: int | None = None
 
     @property
     def k_set(self) -> tuple[int, ...]:
@@ -81,7 +83,12 @@ class Replayed:
     @property
     def savings(self) -> float:
         """Steps skipped by steps asked for."""
-        return self.steps_saved / (len(self.skipped) * self.options.num_inference_steps)
+        return self.savings_of_first(len(self.skipped))
+
+    def savings_of_first(self, num_jobs: int) -> float:
+        """The same of the log's first jobs."""
+        steps = int(self.skipped[:num_jobs].sum(dtype=np.int64))
+        return steps / (num_jobs * self.options.num_inference_steps)
 
 
 def replay(
@@ -91,16 +98,23 @@ def replay(
     pools: NDArray[np.int32] | None = None,
     times_s: NDArray[np.float64] | None = None,
     is_asked: NDArray[np.bool_] | None = None,
+    requests: NDArray[np.int32] | None = None,
     progress: Progress = lambda _: None,
 ) -> Replayed:
     """Run every row of a log through one cache.
 
     `pools` [n] says whose capacity a row uses (one pool without), `times_s` [n] when it comes
-    (row i at second i without), `is_asked` [n] whether it is looked up at all (all without).
+    (row i at second i without), `is_asked` [n] whether it is looked up at all (all without), and
+    rows of the same number in `requests` [n] are one owner's for the same words (none without).
     """
     num_jobs = len(neighbours)
     one_pool = np.zeros(num_jobs, dtype=np.int32)
-    cache = _Replay(neighbours, options, one_pool if pools is None else pools)
+    cache = _Replay(
+        neighbours,
+        options,
+        one_pool if pools is None else pools,
+        np.arange(num_jobs, dtype=np.int32) if requests is None else requests,
+    )
     times = np.arange(num_jobs) if times_s is None else times_s
     asked = np.ones(num_jobs, dtype=bool) if is_asked is None else is_asked
     for row, (time, is_looked_up) in enumerate(zip(times.tolist(), asked.tolist(), strict=True)):
@@ -124,7 +138,11 @@ class _Replay:
     """State ids are row x width + place, so they rise as the database's do."""
 
     def __init__(
-        self, neighbours: Neighbours, options: CacheOptions, pools: NDArray[np.int32]
+        self,
+        neighbours: Neighbours,
+        options: CacheOptions,
+        pools: NDArray[np.int32],
+        requests: NDArray[np.int32],
     ) -> None:
         self._options = options
         self._ks = options.k_set
@@ -134,6 +152,11 @@ class _Replay:
         self._rows = neighbours.rows
         self._similarities = neighbours.similarities
         self._allowed = allowed_places(neighbours.similarities, options)
+        sources = neighbours.sources()
+        self._is_again = requests[sources] == requests[neighbours.rows]
+        self._may_repeat = np.zeros(len(neighbours), dtype=bool)
+        self._may_repeat[sources[self._is_again]] = True
+        self._places_again = places_again(options)
         self._pool_of = pools.tolist()
         self._pools = _make_pools(options, pools)
         #: [n]: bit p - 1 is set where the row's state of place p is cached.
@@ -176,6 +199,7 @@ class _Replay:
         """
         start, end = self._starts[row], self._starts[row + 1]
         best, best_place, nearest, num_seen = None, 0, -1.0, 0
+        places_max = self._places_again if self._is_repeated(row) else self._width - 1
         prompts = self._rows[start:end].tolist()
         for at, (prompt, allowed) in enumerate(
             zip(prompts, self._allowed[start:end].tolist(), strict=True)
@@ -185,6 +209,7 @@ class _Replay:
                 continue
             if not num_seen:
                 nearest = float(self._similarities[start + at])
+            allowed = min(allowed, places_max)
             if allowed <= best_place:
                 break  # the rest are no nearer
             usable = allowed if self._is_final else (cached & ((1 << allowed) - 1)).bit_length()
@@ -195,6 +220,14 @@ class _Replay:
             if num_seen == self._options.neighbours:
                 break
         return best, nearest
+
+    def _is_repeated(self, row: int) -> bool:
+        """Whether the same request is among the nearest cached ones."""
+        if not self._may_repeat[row]:
+            return False
+        start, end = self._starts[row], self._starts[row + 1]
+        cached = [at for at in range(start, end) if self._cached[self._rows[at]]]
+        return bool(self._is_again[cached[: self._options.neighbours]].any())
 
     def _store(self, row: int, hit: Hit | None, pool: LiveStates, now: float) -> None:
         is_skipping = hit is not None and self._options.admission.only_above
@@ -220,6 +253,12 @@ def allowed_places(similarities: NDArray[np.float32], options: CacheOptions) -> 
     allowances = options.selector.allowances(options.num_inference_steps)
     floors = np.asarray([allowance.floor for allowance in allowances])
     return np.searchsorted(floors, similarities.astype(np.float64), side="left").astype(np.int8)
+
+
+def places_again(options: CacheOptions) -> int:
+    """How many of the k set, from the smallest, a repeated request may skip."""
+    limit = options.k_again
+    return len(options.k_set) if limit is None else sum(k <= limit for k in options.k_set)
 
 
 def _make_pools(options: CacheOptions, pools: NDArray[np.int32]) -> list[LiveStates]:

@@ -40,3 +40,12 @@ def capacity_pools(trace: Trace, shared_by: SharedBy) -> NDArray[np.int32]:
         return np.zeros(len(trace), dtype=np.int32)
     pools: NDArray[np.int32] = trace.namespaces - trace.namespaces.min()
     return pools
+
+
+def same_requests(trace: Trace) -> NDArray[np.int32]:
+    """[n]: rows of the same number are one user's, in one namespace, for the same words."""
+    words = {prompt: number for number, prompt in enumerate(dict.fromkeys(trace.prompts))}
+    numbers = np.fromiter((words[prompt] for prompt in trace.prompts), np.int32, len(trace))
+    users = np.zeros(len(trace), dtype=np.int32) if trace.users is None else trace.users
+    asked = np.stack([capacity_pools(trace, SharedBy.NAMESPACE), users, numbers], axis=1)
+    return np.unique(asked, axis=0, return_inverse=True)[1].astype(np.int32)

@@ -24,7 +24,7 @@ from evaluation.prepared import Prepared
 from evaluation.queueing import Latency, Seconds, ServiceTimes, latency
 from evaluation.replay import CacheOptions, Replayed, replay
 from evaluation.results import Bound, Run, Simulation
-from evaluation.sharing import SharedBy, capacity_pools
+from evaluation.sharing import SharedBy, capacity_pools, same_requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +108,17 @@ class _Log:
         self._prepared, self._load = prepared, load
         self._neighbours = lists.neighbours
         self._pools = capacity_pools(prepared.trace, shared_by)
+        self._requests = same_requests(prepared.trace)
         self._times_s = prepared.trace.times_s if load is None else load.arrivals_s
 
     def replay(self, options: CacheOptions, asked: NDArray[np.bool_] | None) -> Replayed:
         return replay(
-            self._neighbours, options, pools=self._pools, times_s=self._times_s, is_asked=asked
+            self._neighbours,
+            options,
+            pools=self._pools,
+            times_s=self._times_s,
+            is_asked=asked,
+            requests=self._requests,
         )
 
     def replays(

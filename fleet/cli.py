@@ -63,7 +63,7 @@ COMMANDS: Final = {
     "wait": _jobs("Wait for a job's image."),
     "cancel": _jobs("End a job, waiting or running."),
     "cache": Command(
-        summary="Look into the cache: stats, evict, sweep.",
+        summary="Look into the cache: stats, evict, sweep, clear.",
         module="fleet.commands.cache",
         panel="The cache",
         extra="io",

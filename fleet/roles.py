@@ -12,24 +12,34 @@ from fleet.settings import FleetSettings
 
 
 def run_gpu_worker() -> int:
-    """Serve jobs on this process's device until told to stop; returns the exit status."""
+    """Serve jobs on this process's device until told to stop; returns the exit status.
+
+    Raises DatabaseTooOld.
+    """
+    from cache.database import refuse_old
     from workers import logs
     from workers.gpu_tasks import serve
     from workers.process_settings import ProcessSettings
 
     settings = ProcessSettings.load()
     logs.configure(process="gpu", log_format=settings.worker.log_format)
+    refuse_old(settings.cache.database_url.get_secret_value())
     return serve(settings)
 
 
 def run_io_worker() -> int:
-    """Serve webhooks, admissions, cancellations and maintenance; returns the exit status."""
+    """Serve webhooks, admissions, cancellations and maintenance; returns the exit status.
+
+    Raises DatabaseTooOld.
+    """
+    from cache.database import refuse_old
     from workers import logs
     from workers.beat_tasks import serve
     from workers.process_settings import ProcessSettings
 
     settings = ProcessSettings.load()
     logs.configure(process="io", log_format=settings.worker.log_format)
+    refuse_old(settings.cache.database_url.get_secret_value())
     return serve(settings)
 
 

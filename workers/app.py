@@ -36,7 +36,9 @@ EVICT_TASK: Final = "nirvana.evict"
 RESCUE_TASK: Final = "nirvana.rescue"
 ANNOUNCE_TASK: Final = "nirvana.announce"
 SWEEP_TASK: Final = "nirvana.sweep"
+INDEX_TASK: Final = "nirvana.index"
 EXPIRE_TASK: Final = "nirvana.expire"
+REFIT_TASK: Final = "nirvana.refit"
 GPU_WORKER_PREFIX: Final = "gpu-"  # of the names of GPU workers, by which remote control finds them
 IO_WORKER_NAME: Final = "io"
 CANCEL_COMMAND: Final = "nirvana_cancel"  # of remote control: see workers.remote_control
@@ -76,7 +78,9 @@ def beat_schedule(settings: WorkerSettings) -> dict[str, dict[str, Any]]:
         ANNOUNCE_TASK: settings.announce_every_s,
         EVICT_TASK: settings.evict_every_s,
         SWEEP_TASK: settings.sweep_every_s,
+        INDEX_TASK: settings.index_every_s,
         EXPIRE_TASK: settings.expire_every_s,
+        REFIT_TASK: settings.refit_every_s,
     }
     return {
         task: {

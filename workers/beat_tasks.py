@@ -13,6 +13,7 @@ from celery import Celery
 from celery.exceptions import Ignore
 
 from cache.eviction import evict
+from cache.nearest_index import maintain
 from cache.sweep import sweep
 from producer.contract import CANCEL_TASK, GENERATE_TASK, SIGN_TASK, ErrorCode
 from producer.errors import InvalidJob, JobFailed, UnknownModel
@@ -25,7 +26,9 @@ from workers.app import (
     DELIVER_TASK,
     EVICT_TASK,
     EXPIRE_TASK,
+    INDEX_TASK,
     IO_WORKER_NAME,
+    REFIT_TASK,
     RESCUE_TASK,
     SWEEP_TASK,
     build_app,
@@ -120,7 +123,9 @@ def _register_maintenance(app: Celery, process: IoProcess) -> None:
         lambda: asdict(evict(process.database, process.objects, settings.cache, now=utc_now())),
     )
     periodic(SWEEP_TASK, lambda: sweep_now(process))
+    periodic(INDEX_TASK, lambda: asdict(maintain(settings.cache)))
     periodic(EXPIRE_TASK, lambda: asdict(process.retention.run(now=utc_now())))
+    periodic(REFIT_TASK, lambda: refit_now(process))
 
 
 def sweep_now(process: IoProcess) -> dict[str, Any]:
@@ -129,6 +134,16 @@ def sweep_now(process: IoProcess) -> dict[str, Any]:
     images = sweep_images(process.database, process.objects, now=utc_now(), grace_s=grace_s)
     states = sweep(process.database, process.objects, now=utc_now(), repair=True, grace_s=grace_s)
     return asdict(images) | asdict(states)
+
+
+def refit_now(process: IoProcess) -> dict[str, Any]:
+    """Fit the match predictors anew where they are on."""
+    if not process.settings.cache.cache_predictor:
+        return {}
+    # Only here: scikit-learn is needed by nobody else, and slow to load.
+    from cache.refit import refit
+
+    return asdict(refit(process.database, now=utc_now()))
 
 
 def _announce_due(process: IoProcess) -> int:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 import redis
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
 from cache.database import connect
+from cache.errors import SettingsInvalid
 from cache.objects import S3Objects
 from producer.broker import open_connection
 from producer.contract import Priority
@@ -75,7 +77,13 @@ class ValkeyLists:
 
 @contextmanager
 def io_process(settings: ProcessSettings, app: Celery) -> Iterator[IoProcess]:
-    """Build everything an io worker works with, and close it in reverse order."""
+    """Build everything an io worker works with, and close it in reverse order.
+
+    Raises SettingsInvalid where it could not fit the match predictor that is asked for.
+    """
+    if settings.cache.cache_predictor and find_spec("sklearn") is None:
+        reason = "on needs scikit-learn: pip install 'nirvana-serving[predictor]'"
+        raise SettingsInvalid("NIRVANA_CACHE_PREDICTOR", reason)
     with ExitStack() as stack:
         connection = stack.enter_context(closing(open_connection(settings.producer.broker_url)))
         database = connect(

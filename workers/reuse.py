@@ -79,7 +79,14 @@ class Reuse:
             case CacheMode.REFRESH:
                 return self._from_noise(scope, k_set, CacheReport(outcome=CacheOutcome.REFRESH))
             case CacheMode.USE:
-                found = self._cache.find(scope, embedding, owner=claim.owner)
+                found = self._cache.find(
+                    scope,
+                    embedding,
+                    owner=claim.owner,
+                    prompt_hash=_prompt_hash(claim.job),
+                    # Every attempt at a job starts from the same state.
+                    choice=claim.job_id.int % 2**63,
+                )
                 # Again: a scope's first lookup reads its thresholds.
                 k_set = self._k_set(scope, family)
                 if isinstance(found, Found):
@@ -118,7 +125,7 @@ class Reuse:
         entry = NewEntry(
             owner=claim.owner,
             embedding=embedding,
-            prompt_hash=hashlib.sha256(claim.job.prompt.encode()).hexdigest(),
+            prompt_hash=_prompt_hash(claim.job),
             source_job_id=str(claim.job_id),
             states=tuple(states),
             seconds_per_step=denoised.denoise_s / max(denoised.steps_run, 1),
@@ -173,6 +180,11 @@ class Reuse:
         if self._state_kind is StateKind.FINAL:  # noised again, it depends on no solver's history
             return k_set
         return tuple(k for k in k_set if resumes(family.scheduler, num_steps, k=k))
+
+
+def _prompt_hash(job: GenerationJob) -> str:
+    """Tell equal prompts."""
+    return hashlib.sha256(job.prompt.encode()).hexdigest()
 
 
 def scope_of(job: GenerationJob, family: Family) -> ScopeSpec:

@@ -112,8 +112,12 @@ class WorkerSettings(BaseSettings):
     """How often due webhooks are swept; a first attempt does not wait for it."""
     sweep_every_s: float = Field(default=3_600.0, gt=0)
     """How often objects without rows, and rows without objects, are looked for."""
+    index_every_s: float = Field(default=300.0, gt=0)
+    """How often scopes are looked at that need an index for their lookups, or need it no more."""
     expire_every_s: float = Field(default=60.0, gt=0)
     """How often jobs, images and webhooks past their retention are removed."""
+    refit_every_s: float = Field(default=600.0, gt=0)
+    """How often the match predictors are fitted anew, where NIRVANA_CACHE_PREDICTOR is on."""
     announce_every_s: float = Field(default=5.0, gt=0)
     """How often ends are told that no client could be told of at once."""
 

@@ -14,10 +14,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from benchmarks.savings import arms, report
+from benchmarks.savings.oracle import ORACLE, Oracle
 from benchmarks.savings.replayed import EXACT, RETRIEVAL
 from benchmarks.savings.run import ALL_ARMS, Parameters, Run
+from benchmarks.savings.simulated import simulate_arm
 from benchmarks.savings.workload import SEED, generate
 from cache.entry import Sharing
 from evaluation.errors import EvaluationError
@@ -25,6 +28,8 @@ from fleet.errors import FleetError
 from models import sampling
 from producer.errors import ProducerError
 from workers.denoising.errors import DenoisingError
+
+CHOICES: Final = (*ALL_ARMS, ORACLE)
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -52,7 +57,10 @@ def _measure(options: argparse.Namespace) -> dict[str, object] | None:
     )
     parameters.claim(options.out)
     requests = generate(options.jobs)
-    run = Run(folder=options.out, parameters=parameters, served=served, requests=requests)
+    first = min(options.first or options.jobs, options.jobs)
+    run = Run(
+        folder=options.out, parameters=parameters, served=served, requests=requests, first=first
+    )
     for arm in arms.FLEET_ARMS:
         if arm.name in options.arms:
             run.through_fleet(arm)
@@ -60,7 +68,20 @@ def _measure(options: argparse.Namespace) -> dict[str, object] | None:
     for name in (EXACT, RETRIEVAL):
         if name in options.arms:
             run.replayed(name, vectors)
-    return report.write(run)
+    oracle = Oracle(folder=options.out, requests=requests, vectors=vectors)
+    if ORACLE in options.arms:
+        oracle.draw(family, model=options.model, num_threads=options.threads)
+    bounds = report.Bounds(
+        oracle=oracle.savings(family),
+        simulated={
+            arm.name: simulate_arm(
+                arm, served, requests, vectors, sharing=options.sharing
+            ).savings_of_first(first)
+            for arm in arms.FLEET_ARMS
+            if arm.kind is not None
+        },
+    )
+    return report.write(run, bounds)
 
 
 def _options(given: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +89,10 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.savings", description="Measure what the cache saves."
     )
     parser.add_argument("--jobs", type=_positive, default=150, help="rows of the log (150)")
-    parser.add_argument("--arms", type=_arms, default=ALL_ARMS, help=f"of {','.join(ALL_ARMS)}")
+    parser.add_argument(
+        "--first", type=_positive, help="report on so many jobs only (all): of arms not yet whole"
+    )
+    parser.add_argument("--arms", type=_arms, default=CHOICES, help=f"of {','.join(CHOICES)}")
     parser.add_argument("--model", type=Path, default=sampling.SMALL, help="folder to serve")
     parser.add_argument("--sharing", type=Sharing, default=Sharing.USER, help="user or namespace")
     parser.add_argument("--threads", type=_positive, default=1, help="of torch in the worker (1)")
@@ -89,9 +113,9 @@ def _positive(value: str) -> int:
 
 def _arms(value: str) -> tuple[str, ...]:
     names = tuple(value.split(","))
-    if unknown := set(names) - set(ALL_ARMS):
+    if unknown := set(names) - set(CHOICES):
         raise argparse.ArgumentTypeError(
-            f"{', '.join(sorted(unknown))} unknown: choose of {', '.join(ALL_ARMS)}"
+            f"{', '.join(sorted(unknown))} unknown: choose of {', '.join(CHOICES)}"
         )
     return names
 

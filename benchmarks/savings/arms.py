@@ -20,6 +20,9 @@ from workers.denoising.families.family import Family
 from workers.denoising.schedulers import resumes
 
 CAPACITY_SHARE: Final = 0.25  # of what the log would fill
+#: Of N: how far a repeated prompt may skip in our arms. The log's captions leave nothing open, so
+#: that re-rolls of them stay as different as uncached ones are: docs/savings.md has the numbers.
+REROLL_FRACTION: Final = 0.8
 EVICT_EVERY_S: Final = 2.0  # a few jobs: the cache is never far above its capacity
 
 
@@ -32,6 +35,7 @@ class Arm:
     kind: StateKind | None = None  #: of the states it keeps; None keeps nothing
     source: ThresholdSource = ThresholdSource.CALIBRATED
     policy: Policy = Policy.LCBFU_AGED
+    reroll_fraction: float = REROLL_FRACTION  #: 1 sets no limit
 
     @property
     def cache(self) -> CacheMode:
@@ -48,6 +52,7 @@ NIRVANA: Final = Arm(
     kind=StateKind.INTERMEDIATE,
     source=ThresholdSource.PAPER,
     policy=Policy.LCBFU,
+    reroll_fraction=1.0,
 )
 MODM: Final = Arm(
     name="modm",
@@ -55,6 +60,7 @@ MODM: Final = Arm(
     kind=StateKind.FINAL,
     source=ThresholdSource.PAPER,
     policy=Policy.FIFO,
+    reroll_fraction=1.0,
 )
 INTERMEDIATE: Final = Arm(
     name="intermediate", title="ours, intermediate states", kind=StateKind.INTERMEDIATE
@@ -136,6 +142,7 @@ def environment(
             "NIRVANA_CACHE_THRESHOLDS": arm.source.value,
             "NIRVANA_CACHE_POLICY": arm.policy.value,
             "NIRVANA_CACHE_SHARING": sharing.value,
+            "NIRVANA_CACHE_REROLL_FRACTION": str(arm.reroll_fraction),
             "NIRVANA_CACHE_CAPACITY_BYTES": str(served.capacity_bytes(arm, num_jobs)),
         }
     return given

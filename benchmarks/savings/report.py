@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.savings.arms import NIRVANA, NONE, OURS, RESEEDED
@@ -19,7 +20,9 @@ from benchmarks.savings.pictures import write_pictures
 from benchmarks.savings.run import ALL_ARMS, Run, title_of
 from benchmarks.savings.scores import Scorer
 
-UNUSABLE: Final = frozenset({"none_similar", "too_few_steps", "disabled"})  # all others are faults
+UNUSABLE: Final = frozenset(  # all others are faults
+    {"none_similar", "predicted", "too_few_steps", "disabled"}
+)
 
 CAVEATS: Final = (
     "Arms ran one after the other: their latencies compare where nothing else ran meanwhile.",
@@ -31,7 +34,15 @@ DRIFT_MAX: Final = 0.1  # of a miss's latency against the same jobs of no cache
 Answer = dict[str, Any]
 
 
-def write(run: Run) -> Answer | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Savings that no arm measured."""
+
+    oracle: float | None  #: None before it is drawn
+    simulated: Mapping[str, float]  #: by arm
+
+
+def write(run: Run, bounds: Bounds) -> Answer | None:
     """Print the table of the arms that are whole, draw them; None before no cache is."""
     whole = [name for name in ALL_ARMS if run.is_whole(name)]
     for name in ALL_ARMS:
@@ -48,10 +59,11 @@ def write(run: Run) -> Answer | None:
         if name != RESEEDED.name
     }
     _print_table(figures, null)
+    _print_bounds(figures, bounds)
     _print_caveats(run, measured, figures)
     ours = better_of(figures, [arm.name for arm in OURS])
     write_pictures(run, measured, figures, ours)
-    return answer(figures, ours, null)
+    return answer(figures, ours, null, bounds)
 
 
 def measure(run: Run, names: list[str]) -> dict[str, Measured]:
@@ -70,7 +82,9 @@ def null_of(measured: Mapping[str, Measured]) -> float | None:
     return None if reseeded is None else null_below_alpha(reseeded, measured[NONE.name])
 
 
-def answer(figures: Mapping[str, Figures], ours: str | None, null: float | None) -> Answer:
+def answer(
+    figures: Mapping[str, Figures], ours: str | None, null: float | None, bounds: Bounds
+) -> Answer:
     """The last line; what was not run is null."""
     best = None if ours is None else figures[ours]
     published = figures.get(NIRVANA.name)
@@ -80,7 +94,7 @@ def answer(figures: Mapping[str, Figures], ours: str | None, null: float | None)
         "ours": ours,
         "savings": shown.get("savings"),
         "savings_nirvana": None if savings_nirvana is None else round(savings_nirvana, 4),
-        "savings_oracle": None,
+        "savings_oracle": None if bounds.oracle is None else round(bounds.oracle, 4),
         "latency_reduction": shown.get("latency_reduction"),
         "quality_ratio": shown.get("quality_ratio"),
         "judge_ratio": shown.get("judge_ratio"),
@@ -88,8 +102,20 @@ def answer(figures: Mapping[str, Figures], ours: str | None, null: float | None)
         "diversity_ratio": shown.get("diversity_ratio"),
         "share_below_alpha_of_two_seeds": None if null is None else round(null, 4),
         "missed": None if best is None else missed(best, savings_nirvana),
+        "savings_simulated": {name: round(value, 4) for name, value in bounds.simulated.items()},
+        "simulator_gap_max": simulator_gap_max(figures, bounds.simulated),
         "arms": {name: one.to_json() for name, one in figures.items()},
     }
+
+
+def simulator_gap_max(
+    figures: Mapping[str, Figures], simulated: Mapping[str, float]
+) -> float | None:
+    """The largest difference between what an arm saved and what was predicted of it."""
+    gaps = [
+        abs(figures[name].savings - value) for name, value in simulated.items() if name in figures
+    ]
+    return round(max(gaps), 4) if gaps else None
 
 
 def missed(best: Figures, savings_nirvana: float | None) -> list[str]:
@@ -130,11 +156,22 @@ def _print_table(figures: Mapping[str, Figures], null: float | None) -> None:
         print(f"two uncached seeds of a job: {null:.1%} under .9 of each other's CLIPScore")
 
 
+def _print_bounds(figures: Mapping[str, Figures], bounds: Bounds) -> None:
+    for name, value in bounds.simulated.items():
+        if name in figures:
+            said = f"{value:.1%} by the simulator, {figures[name].savings:.1%} measured"
+            print(f"{figures[name].title}: {said}")
+    if bounds.oracle is not None:
+        print(f"oracle, each job at the largest k that keeps it: {bounds.oracle:.1%}")
+
+
 def _print_caveats(
     run: Run, measured: Mapping[str, Measured], figures: Mapping[str, Figures]
 ) -> None:
     print("\nCaveats")
-    print(f"- {run.parameters.jobs:,} jobs of a generated log, one at a time, on a CPU.")
+    jobs, first = run.parameters.jobs, run.first
+    shown = f"{jobs:,}" if first == jobs else f"The first {first:,} of {jobs:,}"
+    print(f"- {shown} jobs of a generated log, one at a time, on a CPU.")
     for caveat in CAVEATS:
         print(f"- {caveat}")
     if run.served.calibration is None:
@@ -143,7 +180,7 @@ def _print_caveats(
         faults = [row.reason for row in one.rows if row.reason and row.reason not in UNUSABLE]
         if faults:
             print(f"- {one.title}: {len(faults)} misses for a fault, such as {faults[0]}.")
-    for shown in figures.values():
-        drift = shown.miss_latency_ratio
+    for one_arm in figures.values():
+        drift = one_arm.miss_latency_ratio
         if drift is not None and abs(drift - 1) > DRIFT_MAX:
-            print(f"- {shown.title}: its misses took {drift:.2f} times as long as no cache.")
+            print(f"- {one_arm.title}: its misses took {drift:.2f} times as long as no cache.")

@@ -78,12 +78,17 @@ def _claim(path: Path, own: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Serves the log in the ways asked for; a killed one goes on."""
+    """Serves the log in the ways asked for; a killed one goes on.
+
+    Of a run that has not ended, the `first` jobs that the arms have served can be compared: an
+    arm serves the log in its order.
+    """
 
     folder: Path
     parameters: Parameters
     served: Served
     requests: Sequence[Request]
+    first: int  #: jobs that are reported on, from the beginning of the log
 
     def through_fleet(self, arm: Arm) -> None:
         """Run an arm's fleet. Raises FleetError, ProducerError, OptionInvalid."""
@@ -97,12 +102,13 @@ class Run:
             sharing=self.parameters.sharing,
             num_threads=self.parameters.num_threads,
         )
-        with _told(arm.name, len(jobs), self.rows(arm.name)) as on_row:
+        known = Rows(self.folder, arm.name).read()
+        with _told(arm.name, len(jobs), known) as on_row:
             run_arm(arm, jobs, folder=self.folder, settings=settings, on_row=on_row)
 
     def replayed(self, name: str, vectors: Vectors) -> None:
         """Answer from the uncached arm's pictures, once they are all there."""
-        uncached = self.rows(NONE.name)
+        uncached = Rows(self.folder, NONE.name).read()
         if len(uncached) < len(self.requests):
             return
         matcher: Matcher = ExactMatcher(self.requests) if name == EXACT else NearestMatcher(vectors)
@@ -117,12 +123,14 @@ class Run:
         Rows(self.folder, name).replace(answered)
 
     def rows(self, name: str) -> list[Row]:
-        """An arm's rows so far."""
-        return Rows(self.folder, name).read()
+        """An arm's rows so far, of the first jobs."""
+        return [row for row in Rows(self.folder, name).read() if row.row < self.first]
 
     def is_whole(self, name: str) -> bool:
-        """Whether an arm has served all of its jobs."""
-        num_jobs = len(self._reseeded()) if name == RESEEDED.name else len(self.requests)
+        """Whether an arm has served all of the first jobs."""
+        num_jobs = self.first
+        if name == RESEEDED.name:
+            num_jobs = sum(row < self.first for row, _ in self._reseeded())
         return len(self.rows(name)) == num_jobs
 
     def _reseeded(self) -> list[tuple[int, Request]]:

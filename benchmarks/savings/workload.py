@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.savings.habits import POINTS, Habits, Quantiles
 from evaluation.structure import EDIT_MAX, PAUSE, structure, words
@@ -236,10 +237,15 @@ def generate(
     return requests
 
 
+def owners_of(requests: Sequence[Request]) -> NDArray[np.int32]:
+    """[n]: users as numbers, in the order of first sight."""
+    names = {user: number for number, user in enumerate(dict.fromkeys(r.user for r in requests))}
+    return np.array([names[request.user] for request in requests], dtype=np.int32)
+
+
 def distances(requests: Sequence[Request], log: Path) -> dict[str, float]:
     """Kolmogorov-Smirnov distances of the structure from a log's."""
-    names = {user: number for number, user in enumerate(dict.fromkeys(r.user for r in requests))}
-    own = structure([r.prompt for r in requests], [names[r.user] for r in requests])
+    own = structure([r.prompt for r in requests], owners_of(requests))
     trace = read_trace(log)
     assert trace.users is not None, f"{log} names no users"
     return own.distances(structure(trace.prompts, trace.users))

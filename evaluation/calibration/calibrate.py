@@ -42,7 +42,8 @@ class Study:
     qualities: Sequence[Quality]
     plan: DrawingPlan
     rule: Rule
-    num_pairs: int
+    num_pairs: int  #: spread over the range of similarity
+    num_near: int = 0  #: more, of the most alike: most reuses are there
 
     def pairs(self) -> list[Pair]:
         """Draw the pairs; raises OptionInvalid where the prompts are too different."""
@@ -53,6 +54,7 @@ class Study:
             self.family.embedding(prompts),
             sharing_groups(self.log, sharing)[:ROWS_MAX],
             count=self.num_pairs,
+            num_near=self.num_near,
             rng=np.random.default_rng(self.plan.seed),
         )
 
@@ -83,7 +85,7 @@ def calibrate(
     """
     pairs = study.pairs()
     names = [quality.name for quality in study.qualities]
-    file = MeasurementFile(folder / "pairs.jsonl", about(study.plan, pairs, study.family, names))
+    file = MeasurementFile(folder / "pairs.jsonl", about(study.plan, study.family, names))
     threads = ThreadTable({1: num_threads})
     with (
         Engine(study.family, batch_size_max=BATCH_SIZE, threads=threads) as engine,
@@ -91,7 +93,7 @@ def calibrate(
     ):
         drawer = Drawer(engine, study.family, study.plan)
         measure(pairs, drawer, study.qualities, file, progress=progress)
-    found = conclude(file.done, study.rule, study.plan, study.family, now=clock())
+    found = conclude(file.of(pairs), study.rule, study.plan, study.family, now=clock())
     found.calibration.write(folder / FILE_NAME)
     (folder / "curves.json").write_text(json.dumps(asdict(found), indent=1) + "\n", "utf-8")
     return found
@@ -105,11 +107,12 @@ def measure(
     *,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Draw and score the pairs that the file lacks."""
-    progress(len(file.done))
-    for first in range(len(file.done), len(pairs), PAIRS_AT_ONCE):
-        chosen = pairs[first : first + PAIRS_AT_ONCE]
-        for pair, drawn in zip(chosen, drawer.draw(chosen, first=first), strict=True):
+    """Draw and score the pairs that the file lacks; a pair's number chooses its seeds."""
+    missing = file.missing(pairs)
+    progress(len(pairs) - len(missing))
+    for first in range(0, len(missing), PAIRS_AT_ONCE):
+        chosen = missing[first : first + PAIRS_AT_ONCE]
+        for (_, pair), drawn in zip(chosen, drawer.draw(chosen), strict=True):
             file.add(_measured(pair, drawn, qualities))
         progress(len(chosen))
 
@@ -152,16 +155,13 @@ def conclude(
     )
 
 
-def about(
-    plan: DrawingPlan, pairs: Sequence[Pair], family: Family, names: Sequence[str]
-) -> dict[str, object]:
+def about(plan: DrawingPlan, family: Family, names: Sequence[str]) -> dict[str, object]:
     """What a file of measurements is of: with anything else it is not continued."""
     return {
         "revision": family.revision,
         "embedder": family.embedder.id,
         "plan": asdict(plan),
         "measures": list(names),
-        "pairs": [[pair.cached, pair.asked] for pair in pairs],
     }
 
 
@@ -174,7 +174,7 @@ def _measured(pair: Pair, drawn: Drawn, qualities: Sequence[Quality]) -> Measure
     pictures = [*drawn.from_noise, *_pictures(drawn)]
     scores = iter(_scores(pictures, pair.asked, qualities))
     return Measurement(
-        similarity=pair.similarity,
+        pair=pair,
         from_noise=(next(scores), next(scores)),
         from_state={
             kind: {k: next(scores) for k in by_k} for kind, by_k in drawn.from_state.items()

@@ -44,9 +44,10 @@ class Drawer:
             for kind in plan.kinds
         }
 
-    def draw(self, pairs: Sequence[Pair], *, first: int) -> list[Drawn]:
-        """Draw pairs, the `first` of them the pair of that number, which chooses its seeds."""
-        seeds = [self._plan.seed + 3 * (first + row) for row in range(len(pairs))]
+    def draw(self, numbered: Sequence[tuple[int, Pair]]) -> list[Drawn]:
+        """Draw pairs; a pair's number chooses its seeds."""
+        seeds = [self._plan.seed + 3 * number for number, _ in numbered]
+        pairs = [pair for _, pair in numbered]
         cached = [self._cache(pair, seed) for pair, seed in zip(pairs, seeds, strict=True)]
         # Asked for from seeds of its own: with the cached one's noise it would share its layout.
         asked = [self._engine.encode(pair.asked).result() for pair in pairs]

@@ -24,8 +24,9 @@ ReadImage = Callable[[str], bytes]  # by key; raises ObjectStoreError
 
 
 def report_plots(found: Savings) -> list[Plot]:
-    """Savings over time and hits by k; none where no job has ended."""
-    return [_over_time(found), _by_k(found)] if found.num_jobs else []
+    """Savings over time, hits by k, and evictions; what has not happened is left out."""
+    shown = [_over_time(found), _by_k(found)] if found.num_jobs else []
+    return [*shown, _evictions(found)] if found.evicted else shown
 
 
 def pair_pictures(found: Savings, read: ReadImage) -> list[Plot]:
@@ -95,9 +96,7 @@ def _over_time(found: Savings) -> Plot:
         axes.plot([p.starts_at for p in _asked(found)], saved, label="steps saved", **style(0))
         axes.plot(times, hits, label="jobs that were hits", **style(1))
         axes.set(ylabel="%", ylim=(0, 100), xlim=(times[0], found.until))
-        locator = axes.xaxis.get_major_locator()
-        dates = import_module("matplotlib.dates")
-        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+        _show_dates(axes)
         axes.legend(frameon=False)
 
     return draw(
@@ -117,6 +116,25 @@ def _by_k(found: Savings) -> Plot:
         axes.yaxis.get_major_locator().set_params(integer=True)
 
     return draw("hits-by-k", "Hits by steps skipped", f"{found.num_hits:,} hits.", paint)
+
+
+def _evictions(found: Savings) -> Plot:
+    def paint(axes: Any) -> None:
+        hours = [each.hour for each in found.evicted]
+        axes.bar(hours, [each.num_states for each in found.evicted], width=1 / 24, align="edge")
+        axes.set(ylabel="states evicted in the hour", xlim=(hours[0], found.until))
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        _show_dates(axes)
+
+    num_states = sum(each.num_states for each in found.evicted)
+    num_bytes = sum(each.num_bytes for each in found.evicted)
+    caption = f"{num_states:,} states, {num_bytes:,} bytes made room for others."
+    return draw("evictions", "Evictions", caption, paint)
+
+
+def _show_dates(axes: Any) -> None:
+    dates = import_module("matplotlib.dates")
+    axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(axes.xaxis.get_major_locator()))
 
 
 def _beside(number: int, pair: ImagePair, pngs: list[bytes]) -> Plot:

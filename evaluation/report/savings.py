@@ -1,4 +1,4 @@
-"""Steps asked and run, hits by k, seconds of hits and misses, over time: from the table of jobs."""
+"""Steps asked and run, hits by k, seconds of hits and misses, over time; and what was evicted."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ _SECONDS = text(f"""
      ORDER BY 1
 """)  # noqa: S608
 
+_EVICTED = text("""
+    SELECT hour, sum(num_states)::bigint AS num_states, sum(num_bytes)::bigint AS num_bytes
+      FROM evictions
+     WHERE hour >= :since AND hour < :until
+       AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace)
+     GROUP BY hour
+     ORDER BY hour
+""")
+
 # Of the latest hits, those whose source is still known, from the largest k down.
 _PAIRS = text(f"""
     WITH hits AS (
@@ -116,6 +125,15 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted:
+    """What had to make room in an hour."""
+
+    hour: datetime
+    num_states: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePair:
     """A hit and the job whose state it started from."""
 
@@ -145,6 +163,7 @@ class Savings:
     by_outcome: tuple[OutcomeCount, ...]
     hits_by_k: dict[int, int]
     seconds: tuple[Seconds, ...]
+    evicted: tuple[Evicted, ...]  #: hours without an eviction are left out
     pairs: tuple[ImagePair, ...]
 
 
@@ -183,6 +202,7 @@ def read_savings(
         by_outcome=_outcomes(connection, which),
         hits_by_k={row.k: row.num_jobs for row in connection.execute(_BY_K, which)},
         seconds=_seconds(connection, which),
+        evicted=_evicted(connection, which),
         pairs=_pairs(connection, which),
     )
 
@@ -196,6 +216,10 @@ def _seconds(connection: Connection, which: Mapping[str, object]) -> tuple[Secon
         Seconds(outcome=row.outcome, p50=row.seconds[0], p95=row.seconds[1])
         for row in connection.execute(_SECONDS, which)
     )
+
+
+def _evicted(connection: Connection, which: Mapping[str, object]) -> tuple[Evicted, ...]:
+    return tuple(Evicted(**row) for row in connection.execute(_EVICTED, which).mappings())
 
 
 def _pairs(connection: Connection, which: Mapping[str, object]) -> tuple[ImagePair, ...]:

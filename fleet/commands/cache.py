@@ -1,9 +1,9 @@
-"""`nirvana cache stats, evict, sweep, thresholds, namespace`: see the cache, keep it in bounds."""
+"""`nirvana cache stats, evict, sweep, clear, thresholds, namespace`: see it; keep it bounded."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,21 +14,27 @@ import typer
 from rich.table import Table
 from sqlalchemy import Engine
 
+from cache import live_bytes
 from cache.calibration import install, list_installed, read_calibration
 from cache.database import connect, transaction
+from cache.eviction import clear as clear_cache
 from cache.eviction import evict as run_eviction
 from cache.objects import S3Objects
 from cache.settings import CacheSettings
 from cache.stats import CacheStats, cache_stats
 from cache.sweep import sweep as run_sweep
 from fleet.commands import cache_namespace
-from fleet.commands.console import CommandFailed, JsonOption, Output
+from fleet.commands.console import CommandFailed, JsonOption, Output, UsageProblem, confirm
 from fleet.errors import NotRunningError
 from fleet.home import connection_environment
 from fleet.settings import load_settings
 
-app = typer.Typer(name="cache", help="Look into the cache; evict; sweep; install thresholds.")
+app = typer.Typer(
+    name="cache", help="Look into the cache; evict; sweep; clear; install thresholds."
+)
 app.add_typer(cache_namespace.app)
+
+NAMES_MAX = 20  # told in an error
 
 RepairOption = Annotated[bool, typer.Option(help="Remove what is found, too.")]
 
@@ -83,10 +89,50 @@ def sweep(repair: RepairOption = False, as_json: JsonOption = False) -> None:
         )
     output.rich.print(
         f"{report.objects_without_rows:,} objects without rows, "
-        f"{report.rows_without_objects:,} rows without objects"
+        f"{report.rows_without_objects:,} rows without objects, "
+        f"{report.truncated_objects:,} truncated; "
+        f"{report.prompts_without_states:,} prompts without states, "
+        f"{report.doomed_objects:,} doomed objects"
         + (f"; {report.objects_removed:,} objects removed" if repair else "")
     )
+    if report.scopes_miscounted:
+        output.rich.print(
+            f"{report.scopes_miscounted:,} scopes had their bytes miscounted"
+            + (", and are set right" if repair else "")
+        )
+    if not report.is_complete:
+        output.rich.print("stopped at the limit: run it again for the rest")
     output.finish(asdict(report))
+
+
+@app.command()
+def clear(
+    namespace: Annotated[
+        str | None,
+        typer.Option(metavar="NAMESPACE", help="Of this one.", show_default="all of them"),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove all cached states, of a namespace or of all, with their objects."""
+    output = Output(as_json=as_json)
+    with opened() as cache:
+        held = live_bytes.by_namespace(cache.database)
+        if namespace is not None and namespace not in held:
+            raise UsageProblem(f"--namespace: none is named {namespace!r}; known: {_names(held)}")
+        if not yes:
+            num_bytes = sum(held.values()) if namespace is None else held[namespace]
+            whose = "all namespaces" if namespace is None else f"namespace {namespace}"
+            confirm(f"Remove all cached states of {whose} ({num_bytes:,} bytes), for good?")
+        removed = clear_cache(
+            cache.database,
+            cache.objects,
+            cache.settings,
+            now=datetime.now(UTC),
+            namespace=namespace,
+        )
+    output.rich.print(f"removed {removed.num_states:,} states ({removed.num_bytes:,} bytes)")
+    output.finish(asdict(removed))
 
 
 @app.command()
@@ -150,6 +196,10 @@ def service_urls() -> dict[str, object]:
         "database_url": found["NIRVANA_DATABASE_URL"],
         "s3_url": found["NIRVANA_S3_URL"],
     }
+
+
+def _names(held: Mapping[str, int]) -> str:
+    return ", ".join(sorted(held)[:NAMES_MAX]) or "none yet"
 
 
 def _scope_table(found: CacheStats) -> Table:

@@ -82,6 +82,14 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, width=width, highlight=False)
 
 
+def confirm(question: str, *, instead: str = "--yes") -> None:
+    """Ask before what cannot be undone; raises CommandFailed for a no, UsageProblem unattended."""
+    if not sys.stdin.isatty():
+        raise UsageProblem(f"nobody can be asked here: give {instead}")
+    if not typer.confirm(question, err=True):
+        raise CommandFailed("nothing was removed")
+
+
 def print_json(answer: Mapping[str, Any]) -> None:
     """Print one line of JSON on stdout."""
     sys.stdout.write(json.dumps(answer, ensure_ascii=False, default=str) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +18,7 @@ from cache.objects import S3Objects
 from cache.settings import CacheSettings
 from fleet.commands.cache import service_urls
 from fleet.commands.connection import client_settings
-from fleet.commands.console import CommandFailed, JsonOption, Output, UsageProblem
+from fleet.commands.console import CommandFailed, JsonOption, Output, UsageProblem, confirm
 from producer.broker import naming_broker, open_app, open_connection
 from producer.contract import GenerationJob
 from producer.errors import InvalidJob
@@ -72,7 +71,10 @@ def forget(
             output.finish(asdict(preview))
             return
         if not yes:
-            _confirm(subject)
+            confirm(
+                f"Remove all of {subject}, for good?",
+                instead="--yes, or --dry-run to look first",
+            )
         report = forgetter.forget(subject, now=datetime.now(UTC))
     output.rich.print(_table(report, "removed"))
     output.finish(asdict(report))
@@ -105,13 +107,6 @@ def _checked(option: str, namespace: str, user: str | None) -> GenerationJob:
         return GenerationJob.from_wire({"prompt": "-", "namespace": namespace, "user": user})
     except InvalidJob as error:
         raise UsageProblem(f"{option}: {error}") from None
-
-
-def _confirm(subject: Subject) -> None:
-    if not sys.stdin.isatty():
-        raise UsageProblem("nobody can be asked here: give --yes, or --dry-run to look first")
-    if not typer.confirm(f"Remove all of {subject}, for good?", err=True):
-        raise CommandFailed("nothing was removed")
 
 
 @contextmanager

@@ -85,7 +85,11 @@ def report_savings(
     shadow = summarize(pairs)
     _print(output, found)
     _print_shadow(output, shadow)
-    output.rich.print(f"kept now: {stored.num_states:,} states, {stored.num_bytes:,} bytes")
+    num_evicted = sum(each.num_states for each in found.evicted)
+    output.rich.print(
+        f"kept now: {stored.num_states:,} states, {stored.num_bytes:,} bytes; "
+        f"evicted in that time: {num_evicted:,} states"
+    )
     sizes = {"num_states": stored.num_states, "num_bytes": stored.num_bytes}
     output.finish({**asdict(found), **sizes, "shadow": asdict(shadow)})
 

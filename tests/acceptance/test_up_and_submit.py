@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(300)
 
 APPLE = "a red apple on a blue background"
 LARGE_APPLE = "a large red apple on a blue background"
+GLOSSY_APPLE = "a large glossy red apple on a blue background"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_second_terminal_finds_the_fleet_and_the_second_prompt_is_a_hit(
     with running(home) as fleet:
         again = fleet.nirvana("status", first["job_id"], "--json")
         assert json.loads(again.stdout.splitlines()[-1])["status"] == "succeeded"
-        assert submit(fleet, APPLE)["cache"]["outcome"] == "hit"
+        assert submit(fleet, GLOSSY_APPLE)["cache"]["outcome"] == "hit"
 
 
 def assert_flower_asks_for_its_password(fleet: FleetProcess) -> None:

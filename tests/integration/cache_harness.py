@@ -163,10 +163,9 @@ def migrated(database_url: str) -> Iterator[Engine]:
 
 
 def empty(engine: Engine) -> None:
-    """Delete all rows of the cache, and the indexes made for its scopes."""
+    """Delete all rows of the cache."""
     with transaction(engine) as connection:
         connection.execute(text("TRUNCATE namespaces, doomed_objects, calibrations CASCADE"))
-        connection.execute(text(f"DROP INDEX IF EXISTS ix_cached_prompts_nearest_{DIMENSION}"))
 
 
 def rows(engine: Engine, query: str, **values: Any) -> list[Any]:
@@ -178,13 +177,15 @@ def count(engine: Engine, table: str) -> int:
     return int(rows(engine, f"SELECT count(*) FROM {table}")[0][0])
 
 
-def register(engine: Engine, namespace: str = "default", **changes: Any) -> Scope:
+def register(
+    engine: Engine, namespace: str = "default", sharing: Sharing = Sharing.USER, **changes: Any
+) -> Scope:
     """A scope of the namespace; `changes` are of its spec."""
     with transaction(engine) as connection:
         return scopes.register(
             connection,
             spec(namespace=namespace, **changes),
-            sharing=Sharing.USER,
+            sharing=sharing,
             state_kind=StateKind.INTERMEDIATE,
         )
 
@@ -199,8 +200,9 @@ def insert(
     embedding: Embedding = QUERY,
     objects: ObjectStore | None = None,
     expires_at: datetime | None = None,
-) -> None:
-    """Insert a prompt with states (k, bytes); k = 50 is a final one."""
+    prompt_hash: str | None = None,
+) -> int:
+    """Insert a prompt with states (k, bytes), k = 50 a final one; answers the prompt's id."""
     folder = uuid.uuid4().hex
     kept = tuple(
         StateRow(
@@ -218,14 +220,14 @@ def insert(
     prompt = PromptRow(
         owner=owner,
         embedding=embedding_text(embedding, DIMENSION),
-        prompt_hash=folder,
+        prompt_hash=folder if prompt_hash is None else prompt_hash,
         source_job_id=None,
         created_at=at,
         expires_at=expires_at,
         states=kept,
     )
     with transaction(engine) as connection:
-        index.insert(connection, scope, prompt)
+        return index.insert(connection, scope, prompt)
 
 
 def use(engine: Engine, state_id: int, steps: int, *, at: datetime = START, times: int = 1) -> None:

@@ -513,7 +513,7 @@ def test_the_scope_s_row_says_what_it_is(cache: ApproximateCache, engine: Engine
     assert row.fingerprint == spec().fingerprint
     assert row.spec["latent_shape"] == [4, 4, 4]
     assert (row.k_set, row.thresholds_version) == (list(K_SET), "paper")
-    assert (row.state_kind, row.seconds_per_step) == ("intermediate", 0.5)
+    assert (row.state_kind, row.seconds_per_step) == ("final", 0.5)
     assert row.bytes_per_state == max(rows(engine, "SELECT max(num_bytes) FROM cached_states")[0])
     cache.store(spec(), entry(seconds_per_step=1.5))
     assert rows(engine, "SELECT seconds_per_step FROM scopes")[0][0] == pytest.approx(0.6)

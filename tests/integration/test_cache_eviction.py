@@ -112,6 +112,16 @@ def test_capacity_holds_even_where_everything_is_young(engine: Engine, database_
     assert report.live_bytes == 100
 
 
+def test_what_made_room_is_counted_by_the_hour(engine: Engine, database_url: str) -> None:
+    chosen = with_capacity(database_url, 100)
+    for minutes in (0, 1, 61):
+        insert(engine, register(engine), [(5, 100), (10, 100), (15, 100)])
+        evict(engine, MemoryObjects(), chosen, now=START + timedelta(minutes=minutes))
+    hour = START.replace(minute=0, second=0, microsecond=0)
+    counted = rows(engine, "SELECT hour, num_states, num_bytes FROM evictions ORDER BY hour")
+    assert counted == [(hour, 5, 500), (hour + timedelta(hours=1), 3, 300)]
+
+
 def test_the_aged_policy_lets_go_of_what_was_popular_once(
     engine: Engine, database_url: str
 ) -> None:
@@ -307,17 +317,39 @@ def test_clearing_takes_one_namespace_or_all(
     assert clear(engine, objects, chosen, now=START).num_states == 0
 
 
-def test_the_choice_reads_the_namespace_only(engine: Engine) -> None:
+ONE_PROMPT_WITH_MANY_STATES = """
+    WITH new AS (
+         INSERT INTO cached_states (prompt_id, kind, k, num_bytes, key, sha256, created_at)
+         SELECT p.id, 'intermediate', k, 100, 'states/' || k, '', now()
+           FROM cached_prompts p, generate_series(1_001, 21_000) k
+      RETURNING id, k
+    )
+    INSERT INTO state_uses (state_id, namespace, scope_id, num_bytes, priority, last_used_at)
+    SELECT new.id, c.namespace, c.id, 100, random(), now() - random() * interval '1 day'
+      FROM new, scopes c
+"""
+
+INDEXED = {Policy.LCBFU_AGED: "ix_state_uses_priority", Policy.FIFO: "pk_state_uses"}
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_the_choice_has_its_index_or_reads_the_counters_once(
+    engine: Engine, policy: Policy
+) -> None:
+    insert(engine, register(engine), [(5, 100)])
     with transaction(engine) as connection:
-        connection.execute(text("SET LOCAL enable_seqscan = off"))
-        plan = "\n".join(
-            connection.execute(
-                text("EXPLAIN " + choose_victims(Policy.LCBFU_AGED).text),
-                {"namespace": "n", "capacity_bytes": 1, "limit": 10},
-            ).scalars()
-        )
-    assert "ix_scopes_namespace" in plan, plan
-    assert "ix_cached_prompts_scope_owner" in plan, plan
+        connection.execute(text(ONE_PROMPT_WITH_MANY_STATES))
+        connection.execute(text("ANALYZE"))
+        wanted = {"namespace": "default", "limit": 200, "young_since": START}
+        explained = text("EXPLAIN " + choose_victims(policy).text)
+        plan = "\n".join(connection.execute(explained, wanted).scalars())
+    if policy in INDEXED:
+        assert f"Index Scan using {INDEXED[policy]} on state_uses" in plan, plan
+        assert "Sort" not in plan, plan
+    else:
+        assert plan.count("Seq Scan on state_uses") == plan.count("Sort Key") == 1, plan
+    assert ("scopes" in plan) is (policy is Policy.LCBFU), plan
+    assert "cached_states" not in plan, plan
 
 
 # --- churn ---------------------------------------------------------------------------------------

@@ -36,9 +36,6 @@ def reader(database_url: str, engine: Engine) -> Iterator[Engine]:
 
 def register(engine: Engine, sharing: Sharing, **changes: Any) -> Scope:
     with transaction(engine) as connection:
-        if sharing is Sharing.NAMESPACE:
-            dimension = changes.get("embedding_dimension", DIMENSION)
-            scopes.ensure_nearest_index(connection, dimension)
         return scopes.register(
             connection,
             spec(**{"embedding_dimension": DIMENSION, **changes}),
@@ -135,67 +132,6 @@ def test_the_lookup_answers_as_read_aloud(engine: Engine, reader: Engine, sharin
         found.append(hit.k if hit else 0)
         assert found[-1] == best_k(engine, scope, query, "ann")
     assert len(set(found)) >= 4, found
-
-
-def analyze(engine: Engine) -> None:
-    with transaction(engine) as connection:
-        connection.execute(text("ANALYZE"))
-
-
-def explain(engine: Engine, scope: Scope, *, owner: str) -> str:
-    wanted = {
-        "scope_id": scope.id,
-        "owner": owner,
-        "embedding": embedding_text([1.0] + [0.0] * (DIMENSION - 1), DIMENSION),
-        "ks": [5, 25],
-        "floors": [0.65, 0.95],
-        "neighbours": 10,
-        "now": START,
-    }
-    with transaction(engine) as connection:
-        statement = text("EXPLAIN (COSTS OFF) " + index.find_statement(scope).text)
-        return "\n".join(connection.execute(statement, wanted).scalars())
-
-
-def test_under_user_sharing_the_lookup_goes_by_scope_and_owner(
-    engine: Engine, reader: Engine
-) -> None:
-    scope = register(engine, Sharing.USER)
-    register(engine, Sharing.NAMESPACE, namespace="other")  # an HNSW index to be tempted by
-    chance = random.Random(0)
-    for number in range(20):
-        fill(engine, scope, vectors(chance, 50), owner=f"u{number}")
-    analyze(engine)
-    plan = explain(reader, scope, owner="u3")
-    assert "ix_cached_prompts_scope_owner" in plan, plan
-    assert "hnsw" not in plan, plan
-    assert "nearest_16" not in plan, plan
-    assert "Seq Scan on cached_prompts" not in plan, plan
-
-
-def test_under_namespace_sharing_the_lookup_goes_by_hnsw(engine: Engine, reader: Engine) -> None:
-    scope = register(engine, Sharing.NAMESPACE)
-    fill(engine, scope, vectors(random.Random(0), 1_000), owner="ann")
-    analyze(engine)
-    plan = explain(reader, scope, owner="bob")
-    assert "ix_cached_prompts_nearest_16" in plan, plan
-
-
-def test_the_index_is_made_for_shared_dimensions_only(engine: Engine) -> None:
-    def dimensions() -> list[str]:
-        found = rows(
-            engine,
-            "SELECT indexname FROM pg_indexes WHERE indexname LIKE 'ix_cached_prompts_nearest%'"
-            " ORDER BY indexname",
-        )
-        return [name for (name,) in found]
-
-    register(engine, Sharing.USER)
-    assert dimensions() == []
-    register(engine, Sharing.NAMESPACE, namespace="a")
-    register(engine, Sharing.NAMESPACE, namespace="b")
-    register(engine, Sharing.NAMESPACE, embedding_dimension=384)
-    assert dimensions() == ["ix_cached_prompts_nearest_16", "ix_cached_prompts_nearest_384"]
 
 
 def test_scopes_of_several_dimensions_live_in_one_table(engine: Engine, reader: Engine) -> None:

@@ -118,9 +118,37 @@ def test_a_doomed_object_is_no_orphan_and_goes_with_a_repair(
         connection.execute(
             text("INSERT INTO doomed_objects (key, doomed_at) VALUES (:key, now())"), {"key": key}
         )
-    assert found(sweep(engine, objects, now=LATER)) == (0, 0, 0)
+    report = sweep(engine, objects, now=LATER)
+    assert (found(report), report.doomed_objects) == ((0, 0, 0), 1)
     assert sweep(engine, objects, now=LATER, repair=True).objects_removed == 1
     assert not objects.exists(key)
+    assert sweep(engine, objects, now=LATER).doomed_objects == 0
+
+
+@pytest.mark.parametrize("kept", [0, 7], ids=["empty", "cut"])
+def test_an_object_that_was_half_written_goes_with_its_row(
+    cache: ApproximateCache, engine: Engine, objects: S3Objects, kept: int
+) -> None:
+    damaged = keys(objects)[3]
+    objects.put(damaged, objects.get(damaged)[:kept])
+    report = sweep(engine, objects, now=LATER)
+    assert (found(report), report.truncated_objects) == ((0, 0, 0), 1)
+    assert report.examples == (damaged,)
+    assert sweep(engine, objects, now=LATER, repair=True).objects_removed == 1
+    assert not objects.exists(damaged)
+    assert count(engine, "cached_states") == 4 * len(K_SET) - 1
+    assert sweep(engine, objects, now=LATER).truncated_objects == 0
+
+
+def test_a_wrong_count_of_bytes_is_found_and_set_right(
+    cache: ApproximateCache, engine: Engine, objects: S3Objects
+) -> None:
+    right = rows(engine, "SELECT id, live_bytes FROM scopes ORDER BY id")
+    rows(engine, "UPDATE scopes SET live_bytes = 7 WHERE namespace = 'other' RETURNING id")
+    assert sweep(engine, objects, now=LATER).scopes_miscounted == 1
+    assert sweep(engine, objects, now=LATER, repair=True).scopes_miscounted == 1
+    assert sweep(engine, objects, now=LATER).scopes_miscounted == 0
+    assert rows(engine, "SELECT id, live_bytes FROM scopes ORDER BY id") == right
 
 
 def test_prompts_without_states_are_removed(

@@ -72,7 +72,13 @@ def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) 
     upgrade(database_url)
     return ProcessSettings(
         producer=ProducerSettings(broker_url=broker_url),
-        cache=CacheSettings.load(database_url=database_url, s3_url=s3_url, cache_budget_s=20),
+        cache=CacheSettings.load(
+            database_url=database_url,
+            s3_url=s3_url,
+            cache_budget_s=20,
+            cache_state_kind="intermediate",
+            cache_reroll_fraction=1,  # the same words twice are the simplest hit
+        ),
         worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
     )
 

@@ -51,7 +51,13 @@ def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) 
     return ProcessSettings(
         producer=ProducerSettings(broker_url=broker_url),
         # A loaded machine must not turn a hit into a miss.
-        cache=CacheSettings.load(database_url=database_url, s3_url=s3_url, cache_budget_s=20),
+        cache=CacheSettings.load(
+            database_url=database_url,
+            s3_url=s3_url,
+            cache_budget_s=20,
+            cache_state_kind="intermediate",
+            cache_reroll_fraction=1,  # the same words twice are the simplest hit
+        ),
         worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
     )
 
@@ -113,6 +119,16 @@ def test_a_prompt_asked_again_skips_half_of_its_steps(process: GpuProcess) -> No
 
 def test_resuming_from_the_stored_state_gives_the_uninterrupted_image(process: GpuProcess) -> None:
     assert image_sha256(run(process, fox())) == image_sha256(run(process, fox()))
+
+
+def test_the_same_words_with_another_seed_make_another_image(settings: ProcessSettings) -> None:
+    urls = settings.cache.model_dump(include={"database_url", "s3_url", "cache_budget_s"})
+    cautious = dataclasses.replace(settings, cache=CacheSettings.load(**urls))
+    app = build_app(settings.producer, settings.worker)
+    with closing(app), gpu_process(cautious, app) as process:
+        first, again = run(process, fox()), run(process, fox(seed=2))
+    assert steps_run(again) == 10 - cautious.cache.choice_rules.k_again(10)
+    assert image_sha256(first) != image_sha256(again)
 
 
 def test_the_image_is_stored_as_told(process: GpuProcess, settings: ProcessSettings) -> None:

@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, MetaData, make_url, text
 
-from cache.database import check, connect, transaction
+from cache.database import check, connect, refuse_old, transaction
 from cache.errors import DatabaseTooOld, DatabaseUnreachable, InvalidUrl
 from migrations import migrate
 
@@ -141,6 +141,17 @@ def test_an_old_pgvector_is_refused_by_name(
     with pytest.raises(DatabaseTooOld, match=r"has pgvector 0\.\S+; pgvector >= 99\.0 is needed"):
         migrate.upgrade(database_url)
     assert migrate.current(database_url) is None
+
+
+def test_a_worker_does_not_start_on_an_old_pgvector(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(database_url)
+    refuse_old(database_url)
+    refuse_old("postgresql://someone:hunter2@127.0.0.1:9/nirvana")  # away: to be waited for
+    monkeypatch.setattr("cache.database.PGVECTOR_MIN", "99.0")
+    with pytest.raises(DatabaseTooOld, match=r"pgvector >= 99\.0 is needed"):
+        refuse_old(database_url)
 
 
 def test_check_accepts_the_database_we_run_on(database_url: str, engine: Engine) -> None:

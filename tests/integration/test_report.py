@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 from cache.database import connect
 from cache.objects import S3Objects
 from evaluation.costs import Prices
+from evaluation.report.plots import report_plots
 from evaluation.report.savings import Savings, read_savings
 from fleet.cli import main
 from migrations.migrate import upgrade
@@ -119,6 +120,29 @@ def test_a_time_and_a_namespace_are_told_apart(engine: Engine) -> None:
     ]
     assert read(engine, since=noon, until=noon + timedelta(hours=1)).num_jobs == 1
     assert read(engine, since=noon - timedelta(days=1), until=noon).share_saved is None
+
+
+def test_evictions_are_summed_by_the_hour(engine: Engine) -> None:
+    noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO namespaces (namespace) VALUES ('a'), ('b')"))
+        for namespace, hours, num_states in (("a", 0, 3), ("b", 0, 4), ("a", 2, 5), ("a", 9, 6)):
+            connection.execute(
+                text("INSERT INTO evictions VALUES (:namespace, :hour, :num_states, 100)"),
+                {
+                    "namespace": namespace,
+                    "hour": noon + timedelta(hours=hours),
+                    "num_states": num_states,
+                },
+            )
+    span = {"since": noon, "until": noon + timedelta(hours=3)}
+    found = read(engine, **span).evicted
+    assert [(each.hour, each.num_states, each.num_bytes) for each in found] == [
+        (noon, 7, 200),
+        (noon + timedelta(hours=2), 5, 100),
+    ]
+    assert [each.num_states for each in read(engine, **span, namespace="b").evicted] == [4]
+    assert [plot.name for plot in report_plots(read(engine, **span))] == ["evictions"]
 
 
 def test_the_page_shows_plots_and_pairs_and_survives_a_lost_image(

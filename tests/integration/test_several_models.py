@@ -45,7 +45,12 @@ def settings(
     upgrade(database_url)
     return ProcessSettings(
         producer=ProducerSettings(broker_url=broker_url),
-        cache=CacheSettings.load(database_url=database_url, s3_url=s3_url, cache_budget_s=20),
+        cache=CacheSettings.load(
+            database_url=database_url,
+            s3_url=s3_url,
+            cache_budget_s=20,
+            cache_reroll_fraction=1,  # the same words twice are the simplest hit
+        ),
         worker=WorkerSettings(
             model="first",
             model_path=str(folders["first"]),

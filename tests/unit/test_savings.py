@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -19,15 +20,19 @@ from benchmarks.savings.comparison import (
     compare,
     null_below_alpha,
 )
+from benchmarks.savings.oracle import largest_k
 from benchmarks.savings.replayed import EXACT, RETRIEVAL, ExactMatcher, NearestMatcher, replay
-from benchmarks.savings.report import answer, missed
+from benchmarks.savings.report import Bounds, answer, missed
 from benchmarks.savings.rows import Row, Rows
-from benchmarks.savings.run import Parameters
+from benchmarks.savings.run import Parameters, Run
 from benchmarks.savings.scores import Floats, Scorer, Scores
+from benchmarks.savings.simulated import options_of, simulate_arm
 from benchmarks.savings.through_fleet import id_of
 from benchmarks.savings.workload import Request, generate
 from cache.calibration import Calibration
 from cache.entry import Sharing, StateKind
+from evaluation.calibration.measurements import Measurement
+from evaluation.calibration.pairs import Pair
 from evaluation.errors import OptionInvalid
 from models import sampling
 from models.scenes import Scene
@@ -183,8 +188,10 @@ def test_the_better_of_ours_holds_more_targets_and_then_saves_more() -> None:
     assert better_of(figures, ["absent"]) is None
     assert missed(better, 0.2) == []
     assert missed(good, 0.2) == ["savings", "savings_over_nirvana"]
-    last = answer(figures, "better", 0.25)
-    assert (last["savings"], last["savings_nirvana"], last["savings_oracle"]) == (0.4, 0.2, None)
+    bounds = Bounds(oracle=0.5, simulated={"better": 0.43, "poor": 0.9, "absent": 0.1})
+    last = answer(figures, "better", 0.25, bounds)
+    assert (last["savings"], last["savings_nirvana"], last["savings_oracle"]) == (0.4, 0.2, 0.5)
+    assert last["simulator_gap_max"] == 0.03
     assert last["arms"]["poor"]["savings"] == 0.9
 
 
@@ -266,3 +273,63 @@ def test_the_calibration_sees_no_prompt_of_the_evaluation() -> None:
     assert len(log) > 4_000
     assert not evaluated & {request.prompt for request in log}
     assert trace_of(log).num_users == len({request.user for request in log})
+
+
+def test_the_oracle_takes_the_largest_k_that_keeps_both_measures() -> None:
+    def scores(clip: float, judge: float) -> dict[str, float]:
+        return {"clip_score": clip, "judge": judge}
+
+    measured = Measurement(
+        pair=Pair(cached="c", asked="a", similarity=0.9),
+        from_noise=(scores(0.5, 0.75), scores(0.9, 1.0)),
+        from_state={
+            StateKind.FINAL: {
+                5: scores(0.1, 1.0),
+                25: scores(0.46, 0.75),
+                40: scores(0.6, 0.5),
+                45: scores(0.44, 1.0),
+            }
+        },
+    )
+    assert largest_k(measured) == 25
+    assert largest_k(replace(measured, from_state={StateKind.FINAL: {5: scores(0.1, 1.0)}})) == 0
+
+
+def test_the_simulator_takes_an_arms_capacity_and_thresholds() -> None:
+    tables = {StateKind.FINAL: ((0.2, 0.5), (0.8, 0.9))}
+    served = Served(
+        folder=sampling.SMALL,
+        revision="1",
+        num_inference_steps=50,
+        bytes_per_state=1_000,
+        calibration=Calibration(revision="1", embedder="clip", tables=tables),
+        resumable=frozenset(range(1, 50)),
+    )
+    for arm in (NIRVANA, FINAL):
+        options = options_of(arm, served)
+        assert options.capacity_bytes(100) == served.capacity_bytes(arm, 100)
+        assert options.k_set == served.k_set(arm)
+    requests = [Request(user="a", prompt="p", scene=SCENE, seed=0)] * 4
+    vectors = np.ones((4, 1), dtype=np.float32)
+    found = simulate_arm(FINAL, served, requests, vectors, sharing=Sharing.USER)
+    assert found.skipped.tolist() == [0, 40, 40, 40]
+    alone = [replace(request, user=str(n)) for n, request in enumerate(requests)]
+    assert simulate_arm(FINAL, served, alone, vectors, sharing=Sharing.USER).savings == 0
+    shared = simulate_arm(FINAL, served, alone, vectors, sharing=Sharing.NAMESPACE)
+    assert shared.skipped.tolist() == [0, 40, 40, 40]
+
+
+def test_arms_that_are_not_whole_are_compared_by_their_first_jobs(tmp_path: Path) -> None:
+    parameters = Parameters(
+        jobs=8, log_seed=2, revision="1", sharing=Sharing.USER, num_threads=1, num_reseeded=4
+    )
+    for number in range(5):
+        Rows(tmp_path, "none").append(row(number))
+    served = cast("Served", None)  # not asked for
+    run = Run(folder=tmp_path, parameters=parameters, served=served, requests=generate(8), first=4)
+    assert [one.row for one in run.rows("none")] == [0, 1, 2, 3]
+    assert run.is_whole("none")
+    assert not replace(run, first=8).is_whole("none")
+    for number in (0, 2):
+        Rows(tmp_path, "reseeded").append(row(number))
+    assert run.is_whole("reseeded")

@@ -21,7 +21,7 @@ def test_defaults() -> None:
     assert settings.cache_enabled
     assert settings.cache_budget_s == 0.5
     assert settings.cache_sharing is Sharing.USER
-    assert settings.cache_state_kind is StateKind.INTERMEDIATE
+    assert settings.cache_state_kind is StateKind.FINAL
     assert settings.cache_k_fractions is None
     assert settings.cache_policy is Policy.LCBFU_AGED
 
@@ -55,6 +55,8 @@ def test_passwords_are_not_shown() -> None:
         ("NIRVANA_CACHE_SHARING", "world", "'user' or 'namespace'"),
         ("NIRVANA_CACHE_STATE_KIND", "both", "'intermediate' or 'final'"),
         ("NIRVANA_CACHE_THRESHOLDS", "mine", "'calibrated' or 'paper'"),
+        ("NIRVANA_CACHE_INDEX_ROWS_MIN", "10", "greater than or equal to 100"),
+        ("NIRVANA_CACHE_INDEX_EF_CONSTRUCTION", "16", "at least twice NIRVANA_CACHE_INDEX_M"),
         ("NIRVANA_CACHE_K_FRACTIONS", ",", "between 0 and 1"),
         ("NIRVANA_CACHE_K_FRACTIONS", "0.1,1.5", "between 0 and 1"),
         ("NIRVANA_CACHE_K_FRACTIONS", "0.1,half", "valid number"),

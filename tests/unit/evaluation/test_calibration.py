@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from cache.entry import StateKind
 from evaluation.calibration.floors import Rule, find_curves, floors
 from evaluation.calibration.measurements import Measurement, MeasurementFile
-from evaluation.calibration.pairs import draw_pairs
+from evaluation.calibration.pairs import Pair, draw_pairs
 from evaluation.errors import OptionInvalid
 
 KIND = StateKind.FINAL
@@ -18,7 +19,7 @@ KIND = StateKind.FINAL
 
 def measured(similarity: float, *, by_k: dict[int, float], noise: float = 0.8) -> Measurement:
     return Measurement(
-        similarity=similarity,
+        pair=Pair(cached="c", asked="a", similarity=similarity),
         from_noise=({"score": noise}, {"score": noise}),
         from_state={KIND: {k: {"score": score} for k, score in by_k.items()}},
     )
@@ -56,6 +57,27 @@ def test_a_pair_is_a_prompt_and_the_nearest_that_its_owner_sent_before() -> None
     pairs = draw_pairs(["a", "b", "c", "d"], vectors, owners, count=9, rng=rng, edges=(0.5, 1.01))
     assert {(pair.cached, pair.asked) for pair in pairs} <= {("a", "b"), ("b", "d")}
     assert len(pairs) == 1  # b is in one of the two
+
+
+def test_more_pairs_of_the_most_alike_come_after_the_others() -> None:
+    vectors = in_twos(np.arccos(np.concatenate([np.full(9, 0.9995), np.full(9, 0.6)])))
+    prompts, owners = [f"prompt {number}" for number in range(36)], np.zeros(36, dtype=np.int32)
+    drawn = [
+        draw_pairs(
+            prompts,
+            vectors,
+            owners,
+            count=4,
+            num_near=num_near,
+            rng=np.random.default_rng(1),
+            edges=(0.5, 0.9, 1.01),
+        )
+        for num_near in (0, 3)
+    ]
+    assert drawn[1][:4] == drawn[0]
+    assert [round(pair.similarity, 4) for pair in drawn[1]] == [0.9995] * 2 + [0.6] * 2 + [
+        0.9995
+    ] * 3
 
 
 def test_a_repeat_is_no_pair() -> None:
@@ -114,7 +136,7 @@ def test_a_larger_k_never_asks_for_less() -> None:
 
 def test_every_measure_must_allow_a_k() -> None:
     both = Measurement(
-        similarity=0.9,
+        pair=Pair(cached="c", asked="a", similarity=0.9),
         from_noise=({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0}),
         from_state={KIND: {5: {"a": 1.0, "b": 0.5}}},
     )
@@ -129,8 +151,12 @@ def test_measurements_are_continued_and_a_torn_line_is_drawn_again(tmp_path: Pat
     first, second = measured(0.6, by_k={5: 0.7}), measured(0.9, by_k={5: 0.8})
     file.add(first)
     file.add(second)
-    assert MeasurementFile(path, about).done == [first, second]
+    pairs = [first.pair, second.pair]
+    assert MeasurementFile(path, about).of(pairs) == [first, second]
     path.write_text(path.read_text()[:-20])
-    assert MeasurementFile(path, about).done == [first]
+    torn = MeasurementFile(path, about)
+    assert torn.of(pairs) == [first]
+    more = replace(first.pair, asked="another")
+    assert torn.missing([more, *pairs]) == [(0, more), (2, second.pair)]
     with pytest.raises(OptionInvalid, match="measured with another model or other options"):
         MeasurementFile(path, {"revision": "r2"})

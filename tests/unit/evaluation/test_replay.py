@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -223,3 +224,33 @@ def test_the_plan_prefers_the_largest_k_and_then_the_latest_state() -> None:
     options = CacheOptions(policy=Policy.LRU, capacity_share=1.0, state_kind=StateKind.FINAL)
     plan = make_plan(log, options)
     assert (plan.stored_by.tolist(), plan.steps.tolist()) == ([0, 1], [25, 5])
+
+
+def test_a_repeat_skips_no_more_than_it_may_from_whatever_state() -> None:
+    log = neighbours({}, {0: NEAR}, {1: 0.99, 0: 0.98}, {1: 0.99})
+    options = CacheOptions(
+        policy=Policy.LRU, capacity_share=1.0, state_kind=StateKind.FINAL, k_again=12
+    )
+    # Row 2 repeats row 0, and would start from row 1 otherwise; row 3 is another request.
+    requests = np.array([0, 1, 0, 2], dtype=np.int32)
+    assert replay(log, options, requests=requests).skipped.tolist() == [0, 25, 10, 25]
+    assert replay(log, options).skipped.tolist() == [0, 25, 25, 25]
+    one_seen = replace(options, neighbours=1)  # the repeated one is not among the nearest
+    assert replay(log, one_seen, requests=requests).skipped.tolist() == [0, 25, 25, 25]
+
+
+def test_a_request_that_was_evicted_is_no_repeat() -> None:
+    log = neighbours({}, {}, {1: NEAR, 0: NEAR})
+    requests = np.array([0, 1, 0], dtype=np.int32)
+    done = replay(
+        log,
+        CacheOptions(
+            policy=Policy.FIFO,
+            capacity_share=1 / 15,
+            state_kind=StateKind.FINAL,
+            state_bytes=1,
+            k_again=0,
+        ),
+        requests=requests,
+    )
+    assert done.skipped.tolist() == [0, 0, 25]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from cache.approximate import ApproximateCache
-from cache.entry import Miss, MissReason, ScopeSpec, StateKind
+from cache.entry import Hit, Miss, MissReason, ScopeSpec, StateKind
+from cache.lookup import Found
 from cache.selector import Selector
 from producer.contract import CacheMode, CacheOutcome, GenerationJob
 from tests.tiny_pipeline import build_tiny_pipeline
@@ -45,9 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_pipeline(tmp_path_factory.mktemp("reuse") / "model")
 
 
-def claim_of(*, num_inference_steps: int, mode: CacheMode) -> Claim:
+def claim_of(*, num_inference_steps: int, mode: CacheMode, user: str | None = None) -> Claim:
     job = GenerationJob(
         prompt="a cat",
+        user=user,
         model="tiny",
         height=16,
         width=16,
@@ -124,6 +127,54 @@ def test_a_lookup_that_finds_nothing_has_taken_its_time(folder: Path) -> None:
     claim = claim_of(num_inference_steps=10, mode=CacheMode.USE)
     reuse = Reuse(cast("ApproximateCache", EmptyCache()), state_kind=StateKind.FINAL)
     assert reuse.plan(claim, family, family.embedding(["a cat"])[0]).lookup_s == 0.25
+
+
+class AnnsCache(EmptyCache):
+    """A shared cache that has one finished picture of Ann's; remembers how it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[dict[str, Any]] = []
+
+    def find(self, *_: Any, **asked: Any) -> Found:  # type: ignore[override]
+        self.asked.append(asked)
+        hit = Hit(
+            state_id=1,
+            prompt_id=1,
+            kind=StateKind.FINAL,
+            k=5,
+            similarity=0.99,
+            key="states/1",
+            sha256="",
+            num_bytes=1,
+            source_job_id="job of ann",
+            owner="ann",
+        )
+        return Found(hit=hit, latents=torch.zeros(4, 8, 8), lookup_s=0.1, fetch_s=0.1)
+
+
+@pytest.mark.parametrize(("user", "source"), [("ann", "job of ann"), ("eve", None), (None, None)])
+def test_whose_job_a_state_is_from_is_told_to_its_owner_only(
+    folder: Path, user: str | None, source: str | None
+) -> None:
+    family, cache = loading.load(folder), AnnsCache()
+    claim = claim_of(num_inference_steps=10, mode=CacheMode.USE, user=user)
+    reuse = Reuse(cast("ApproximateCache", cache), state_kind=StateKind.FINAL)
+    planned = reuse.plan(claim, family, family.embedding(["a cat"])[0])
+    assert planned.report.source_job_id == source
+
+
+def test_every_attempt_at_a_job_asks_with_the_same_die(folder: Path) -> None:
+    family, cache = loading.load(folder), AnnsCache()
+    reuse = Reuse(cast("ApproximateCache", cache), state_kind=StateKind.FINAL)
+    first = claim_of(num_inference_steps=10, mode=CacheMode.USE)
+    other = claim_of(num_inference_steps=10, mode=CacheMode.USE)
+    for claim in (first, replace(first, attempt=2), other):
+        reuse.plan(claim, family, family.embedding(["a cat"])[0])
+    one, again, another = cache.asked
+    assert one == again != another
+    assert one["prompt_hash"] == another["prompt_hash"]  # the same words
+    assert 0 <= one["choice"] < 2**63
 
 
 class CalibratedAtFirstSight(EmptyCache):

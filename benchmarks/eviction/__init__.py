@@ -1,0 +1,1 @@
+"""Eviction from millions of states, beside lookups and writers: `python -m benchmarks.eviction`."""
