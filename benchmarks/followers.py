@@ -49,12 +49,14 @@ from workers.denoising.request import Denoised, DenoiseRequest
 from workers.leaders import Leaders
 from workers.ledger import Claim
 from workers.reuse import ReusePlan, scope_of
+from workers.settings import WorkerSettings
 
 SMALL: Final = Path(models.__file__).parent / "small"
 BURST: Final = 4  # jobs
 IN_FLIGHT: Final = 8  # jobs, as a worker takes by default
 SEED: Final = 8_117
 WORKLOADS: Final = ("seeds", "near")
+FRACTION: Final[float] = WorkerSettings.model_fields["follow_reroll_fraction"].default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +216,7 @@ def measure_loads(bench: Bench, options: argparse.Namespace) -> list[dict[str, A
         bursts = list(make_bursts(workload, options.bursts))
         for load in options.loads:
             alone, following = (
-                Figures.of(bench.run(bursts, at_once=load, wait_s=wait_s, fraction=0.4))
+                Figures.of(bench.run(bursts, at_once=load, wait_s=wait_s, fraction=FRACTION))
                 for wait_s in (0.0, options.wait_s)
             )
             print(
