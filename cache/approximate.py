@@ -25,6 +25,7 @@ from cache.database import connect, transaction
 from cache.entry import Embedding, Hit, Miss, MissReason, Scope, ScopeSpec, embedding_text
 from cache.errors import CacheError, ScopeGone
 from cache.lookup import Asker, Found, Lookup, miss_reason
+from cache.namespaces import NamespaceRules, RulesInForce
 from cache.nearest_index import search_options
 from cache.objects import ObjectStore, S3Objects
 from cache.predictors import Predictors
@@ -77,6 +78,7 @@ class ApproximateCache:
             ttl_s=settings.cache_ttl_s,
             put_max_s=settings.cache_sweep_grace_s / 2,
         )
+        self._rules = RulesInForce(reader)
         self._uses = UseCounter(
             writer, batch=settings.cache_uses_batch, flush_s=settings.cache_uses_flush_s
         )
@@ -133,6 +135,10 @@ class ApproximateCache:
             self._scopes[spec] = known
         return known
 
+    def rules(self, namespace: str) -> NamespaceRules:
+        """What the namespace has set, as of its last lookup. Asks no database."""
+        return self._rules.last_known(namespace)
+
     def selector(self, spec: ScopeSpec) -> Selector:
         """The scope's; before its first lookup the paper's. Asks no database."""
         known = self._scopes.get(spec)
@@ -176,13 +182,17 @@ class ApproximateCache:
     ) -> int | None:
         """Keep the entry's states, in place of the same prompt's if `is_refresh`.
 
-        Answers the prompt's id, or None where it was not stored: never raises. Takes as long as
+        Answers the prompt's id, or None where it was not stored, as in a namespace whose cache is
+        off: never raises. Takes as long as
         the object store and the database take, so call it off the job's path.
         """
         if not (self._settings.cache_enabled and entry.states):
             return None
         prompt_id = None
         with self._never_failing("entry not stored"):
+            spec = scope if isinstance(scope, ScopeSpec) else scope.spec
+            if not self._rules.of(spec.namespace).is_cached:
+                return None
             prompt_id = self._store_once_more(scope, entry, is_refresh=is_refresh)
         self._count("store_failed" if prompt_id is None else "stored")
         return prompt_id
@@ -224,7 +234,7 @@ class ApproximateCache:
         try:
             vector = embedding_text(embedding, spec.embedding_dimension)
             return self._calls.call(
-                lambda: self._lookup.look_up_and_fetch(self._registered(scope), vector, asker),
+                lambda: self._look_up(scope, vector, asker),
                 budget_s=self._settings.cache_budget_s,
             )
         except CacheError as error:
@@ -241,6 +251,13 @@ class ApproximateCache:
         if self._predictors is None or known is None:
             return True
         return self._predictors.expects_match(known, embedding)
+
+    def _look_up(self, scope: Scope | ScopeSpec, vector: str, asker: Asker) -> Found | Miss:
+        """Within the budget's thread: the namespace's switch, then the lookup."""
+        spec = scope if isinstance(scope, ScopeSpec) else scope.spec
+        if not self._rules.of(spec.namespace).is_cached:
+            return Miss(reason=MissReason.DISABLED)
+        return self._lookup.look_up_and_fetch(self._registered(scope), vector, asker)
 
     def _store_once_more(
         self, scope: Scope | ScopeSpec, entry: NewEntry, *, is_refresh: bool

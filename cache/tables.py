@@ -57,7 +57,22 @@ namespaces = Table(
         server_default="0",
         comment="L of Greedy-Dual-Size-Frequency: the score of the last state evicted",
     ),
+    Column(
+        "is_cached",
+        Boolean,
+        nullable=False,
+        server_default=text("true"),
+        comment="off: no lookup, no store",
+    ),
+    Column(
+        "shadow_fraction",
+        Float(53),
+        nullable=False,
+        server_default=text("0"),
+        comment="of hits, drawn once more without the cache",
+    ),
     CheckConstraint("capacity_bytes >= 0", name="capacity_bytes"),
+    CheckConstraint("shadow_fraction BETWEEN 0 AND 1", name="shadow_fraction"),
 )
 
 calibrations = Table(

@@ -32,6 +32,7 @@ from workers.outcome import Outcome, failure, success
 from workers.patience import Patience
 from workers.progress import ProgressReporter
 from workers.reuse import NewStates, Reuse, ReusePlan
+from workers.shadows import CommittedHit, Shadows
 from workers.stopwatch import Stopwatch
 
 
@@ -43,6 +44,7 @@ class Workbench:
     models: ModelPool
     reuse: Reuse
     leaders: Leaders
+    shadows: Shadows
     captures: CaptureKeeper
     images: Images
     ledger: Ledger
@@ -57,6 +59,7 @@ class Drawn:
     """A job's image, stored, and what else came of it."""
 
     result: JobResult
+    request: DenoiseRequest
     plan: ReusePlan
     states: NewStates | None
 
@@ -90,6 +93,14 @@ def generate(received: ReceivedJob, bench: Workbench) -> Outcome:
         bench.reuse.count_use(drawn.plan)
         if drawn.states is not None:
             bench.captures.keep(drawn.states, then=place.stay())
+    bench.shadows.consider(
+        CommittedHit(
+            claim=claim,
+            scope=drawn.plan.scope.fingerprint,
+            request=drawn.request,
+            result=drawn.result,
+        )
+    )
     return outcome
 
 
@@ -128,6 +139,7 @@ def draw(claim: Claim, place: Place, bench: Workbench) -> Drawn:
             denoised=denoised,
             seconds=seconds,
         ),
+        request=request,
         plan=plan,
         states=bench.reuse.new_states(claim, plan, encoding.embedding, denoised),
     )

@@ -11,6 +11,7 @@ from functools import partial
 
 import redis
 from celery import Celery
+from sqlalchemy import Engine as Database
 
 from cache.approximate import ApproximateCache
 from cache.calibration import read_shipped
@@ -41,6 +42,7 @@ from workers.progress import ProgressReporter
 from workers.reuse import Reuse
 from workers.served_models import ServedModels
 from workers.settings import WorkerSettings
+from workers.shadows import Shadows
 from workers.unclaimed import UnclaimedJobs
 
 
@@ -110,32 +112,28 @@ def _compose(
     connection: redis.Redis,
     stack: ExitStack,
 ) -> GpuProcess:
-    ledger = _open_ledger(settings, stack)
+    database = _open_database(settings, stack)
+    ledger = _open_ledger(settings, database)
     traces = Traces(connection, retention_s=settings.producer.trace_retention_s)
     announcer = Announcer(ledger, traces)
     publisher = Publisher(app, worker_name=gpu_worker_name(settings.worker))
-    shipped = read_shipped(settings.worker.model_paths.values())
-    cache = stack.enter_context(closing(ApproximateCache.open(settings.cache, shipped=shipped)))
-    captures = CaptureKeeper(
-        cache,
-        waiting_max=settings.worker.captures_waiting_max,
-        waiting_bytes_max=settings.worker.captures_bytes_max,
-    )
+    cache = stack.enter_context(closing(_open_cache(settings)))
     leases = LeaseKeeper(
         ledger,
         heartbeat_s=settings.worker.heartbeat_s,
         on_stop=lambda claim: engine.cancel(claim.name),
     )
     progress = ProgressReporter(partial(tell_progress, traces, publisher))
+    images = _open_images(settings, stack)
+    shadows = _start_shadows(engine, pool, images, database, cache)
     bench = Workbench(
         engine=engine,
         models=pool,
         reuse=Reuse(cache, state_kind=settings.cache.cache_state_kind),
-        leaders=Leaders(
-            cache, sharing=settings.cache.cache_sharing, wait_s=settings.worker.follow_wait_s
-        ),
-        captures=stack.enter_context(closing(captures)),
-        images=_open_images(settings, stack),
+        leaders=_open_leaders(settings, cache),
+        captures=stack.enter_context(closing(_open_captures(settings.worker, cache))),
+        shadows=stack.enter_context(closing(shadows)),
+        images=images,
         ledger=ledger,
         leases=stack.enter_context(closing(leases)),
         announcer=announcer,
@@ -149,6 +147,40 @@ def _compose(
         publisher=publisher,
         records=JobRecords(connection, traces, app),
         metrics=_serve_metrics(settings.worker, pool, engine, cache, stack),
+    )
+
+
+def _open_cache(settings: ProcessSettings) -> ApproximateCache:
+    shipped = read_shipped(settings.worker.model_paths.values())
+    return ApproximateCache.open(settings.cache, shipped=shipped)
+
+
+def _open_leaders(settings: ProcessSettings, cache: ApproximateCache) -> Leaders:
+    return Leaders(
+        cache,
+        sharing=settings.cache.cache_sharing,
+        wait_s=settings.worker.follow_wait_s,
+        reroll_fraction=settings.worker.follow_reroll_fraction,
+    )
+
+
+def _start_shadows(
+    engine: Engine, pool: ModelPool, images: Images, database: Database, cache: ApproximateCache
+) -> Shadows:
+    return Shadows(
+        engine=engine,
+        models=pool,
+        images=images,
+        database=database,
+        fraction_of=lambda namespace: cache.rules(namespace).shadow_fraction,
+    )
+
+
+def _open_captures(worker: WorkerSettings, cache: ApproximateCache) -> CaptureKeeper:
+    return CaptureKeeper(
+        cache,
+        waiting_max=worker.captures_waiting_max,
+        waiting_bytes_max=worker.captures_bytes_max,
     )
 
 
@@ -169,15 +201,19 @@ def _serve_metrics(
     return JobMetrics(registry)
 
 
-def _open_ledger(settings: ProcessSettings, stack: ExitStack) -> Ledger:
-    worker = settings.worker
+def _open_database(settings: ProcessSettings, stack: ExitStack) -> Database:
     database = connect(
         settings.cache.database_url.get_secret_value(),
-        # One for each job in flight, the heartbeat and a spare.
-        pool_size=worker.jobs_in_flight + 2,
+        # One for each job in flight, the heartbeat, a shadow run and a spare.
+        pool_size=settings.worker.jobs_in_flight + 3,
         application_name="nirvana-gpu",
     )
     stack.callback(database.dispose)
+    return database
+
+
+def _open_ledger(settings: ProcessSettings, database: Database) -> Ledger:
+    worker = settings.worker
     return Ledger(
         database,
         worker=f"{socket.gethostname()}:{os.getpid()}",

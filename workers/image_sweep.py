@@ -17,12 +17,14 @@ from cache.objects import ListedObject, ObjectStore
 IMAGES_PREFIX: Final = "images/"
 _PAGE: Final = 1_000
 
-# Kept where the job's result names it, or may yet.
+# Kept where the job's result names it, or may yet, or a shadow run of it does.
 _KEPT: Final = text("""
     SELECT found.key
       FROM unnest(CAST(:keys AS text[]), CAST(:ids AS uuid[])) AS found (key, id)
       JOIN jobs j ON j.id = found.id
      WHERE j.finished_at IS NULL OR j.result -> 'image' ->> 'key' = found.key
+        OR EXISTS (SELECT FROM shadow_runs s
+                    WHERE s.job_id = j.id AND s.uncached_image_key = found.key)
      LIMIT :limit
 """)
 

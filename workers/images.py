@@ -29,11 +29,17 @@ class Images:
         self._public_url = public_url
 
     def put(
-        self, pixels: NDArray[np.uint8], *, namespace: str, job_id: uuid.UUID, attempt: int
+        self,
+        pixels: NDArray[np.uint8],
+        *,
+        namespace: str,
+        job_id: uuid.UUID,
+        attempt: int,
+        variant: str = "",
     ) -> StoredImage:
         """Store `pixels` [height, width, 3]; raises ObjectStoreError."""
         png = encode_png(pixels)
-        key = f"images/{namespace}/{job_id}/{attempt}.png"
+        key = f"images/{namespace}/{job_id}/{attempt}{variant}.png"
         self._objects.put(key, png, content_type="image/png")
         return StoredImage(
             key=key,

@@ -9,13 +9,18 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-# One image for each attempt, as workers.images names them: those that lost their claim, too.
+# One image for each attempt, as workers.images names them: those that lost their claim, too. And
+# what a shadow run has drawn.
 _DOOM_IMAGES: Final = text("""
     INSERT INTO doomed_objects (key, doomed_at)
     SELECT format('images/%s/%s/%s.png', j.namespace, j.id, n), :now
       FROM jobs j
      CROSS JOIN generate_series(1, j.attempt) AS n
      WHERE j.id = ANY(:ids) AND j.image_removed_at IS NULL
+     UNION
+    SELECT s.uncached_image_key, :now
+      FROM shadow_runs s
+     WHERE s.job_id = ANY(:ids)
         ON CONFLICT (key) DO NOTHING
 """)
 _MARK_IMAGES_REMOVED: Final = text("UPDATE jobs SET image_removed_at = :now WHERE id = ANY(:ids)")

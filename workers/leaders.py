@@ -39,6 +39,7 @@ class _Leader:
     scope: ScopeSpec
     owner: str
     job_id: str
+    prompt: str
     embedding: NDArray[np.float32]  # of unit length
     lead: Lead
 
@@ -107,9 +108,21 @@ class Place:
 class Leaders:
     """The jobs in flight that may be followed; used by the threads of all jobs."""
 
-    def __init__(self, cache: ApproximateCache, *, sharing: Sharing, wait_s: float) -> None:
-        """Followers wait for at most `wait_s`; 0 lets nobody follow."""
+    def __init__(
+        self,
+        cache: ApproximateCache,
+        *,
+        sharing: Sharing,
+        wait_s: float,
+        reroll_fraction: float = 1.0,
+    ) -> None:
+        """Followers wait for at most `wait_s`; 0 lets nobody follow.
+
+        Those of the same words skip at most `reroll_fraction` of their steps: another seed is to
+        give another picture.
+        """
         self._cache = cache
+        self._reroll_fraction = reroll_fraction
         self._sharing = sharing
         self._wait_s = wait_s
         self._leaders: dict[int, _Leader] = {}  # by identity
@@ -140,6 +153,7 @@ class Leaders:
                     scope=plan.scope,
                     owner=claim.owner,
                     job_id=str(claim.job_id),
+                    prompt=claim.job.prompt,
                     embedding=embedding,
                     lead=Lead(ks),
                 )
@@ -151,7 +165,7 @@ class Leaders:
             return None
         found_k = 0 if plan.hit is None else plan.hit.k
         matches = (
-            self._match(leader, plan, embedding)
+            self._match(leader, claim, plan, embedding)
             for leader in self._leaders.values()
             if self._may_share(leader, claim, plan)
         )
@@ -163,14 +177,14 @@ class Leaders:
         # Not itself: its earlier attempt, taken over from this worker, may still be ending here.
         return is_shared and leader.scope == plan.scope and leader.job_id != str(claim.job_id)
 
-    def _match(self, leader: _Leader, plan: ReusePlan, embedding: NDArray[np.float32]) -> _Match:
-        similarity = float(leader.embedding @ embedding)
-        allowed = self._cache.selector(plan.scope).allowances(_num_steps(plan))
-        return _Match(
-            leader=leader,
-            similarity=similarity,
-            ks=tuple(allowance.k for allowance in allowed if similarity > allowance.floor),
-        )
+    def _match(
+        self, leader: _Leader, claim: Claim, plan: ReusePlan, embedding: NDArray[np.float32]
+    ) -> _Match:
+        similarity, num_steps = float(leader.embedding @ embedding), _num_steps(plan)
+        allowed = self._cache.selector(plan.scope).allowances(num_steps)
+        share_max = self._reroll_fraction if leader.prompt == claim.job.prompt else 1.0
+        ks = (a.k for a in allowed if similarity > a.floor and a.k <= share_max * num_steps)
+        return _Match(leader=leader, similarity=similarity, ks=tuple(ks))
 
     def _remove(self, leader: _Leader) -> None:
         with self._lock:

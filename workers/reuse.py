@@ -92,7 +92,8 @@ class Reuse:
                 if isinstance(found, Found):
                     return self._from_state(scope, k_set, found, claim.owner)
                 report = CacheReport(outcome=CacheOutcome.MISS, reason=found.reason.value)
-                return self._from_noise(scope, k_set, report, lookup_s=found.lookup_s)
+                kept = () if found.reason is MissReason.DISABLED else k_set
+                return self._from_noise(scope, kept, report, lookup_s=found.lookup_s)
 
     def count_use(self, plan: ReusePlan) -> None:
         """Credit the state that a finished job started from with the steps it saved."""

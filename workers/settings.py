@@ -49,6 +49,9 @@ class WorkerSettings(BaseSettings):
     """Jobs one GPU worker takes on at once: Celery's concurrency."""
     follow_wait_s: float = Field(default=30.0, ge=0, le=3_600)
     """How long a job waits for one like it in flight, to start from its prediction; 0: never."""
+    follow_reroll_fraction: float = Field(default=0.4, ge=0, le=1)
+    """Of num_inference_steps: the most that is skipped by following a job of the same words, which
+    asks for another picture; 0 lets such jobs follow nobody."""
     image_size_max: int = Field(default=1_024, ge=8)
     """Pixels; larger images are refused."""
 

@@ -156,3 +156,18 @@ webhook_attempts = Table(
     Column("latency_s", Float, nullable=False),
     Column("response", LargeBinary, nullable=False, comment="the first bytes of the answer's body"),
 )
+
+shadow_runs = Table(
+    "shadow_runs",
+    metadata,
+    Column("job_id", Uuid, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("namespace", Text, nullable=False),
+    Column("scope", Text, nullable=False, comment="fingerprint"),
+    Column("k", Integer, nullable=False),
+    Column("similarity", Float(53), nullable=False),
+    Column("image_key", Text, nullable=False, comment="the hit's, as delivered"),
+    Column("uncached_image_key", Text, nullable=False, comment="from noise, same seed"),
+    Column("scores", JSONB, comment="by measure: [hit, uncached]; null until the report"),
+    Column("drawn_at", _INSTANT, nullable=False),
+    Index("ix_shadow_runs_drawn_at", "drawn_at"),
+)

@@ -1,4 +1,4 @@
-"""`nirvana cache stats, evict, sweep, clear, thresholds`: look into the cache; keep it bounded."""
+"""`nirvana cache stats, evict, sweep, clear, thresholds, namespace`: look in, keep it bounded."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from cache.objects import S3Objects
 from cache.settings import CacheSettings
 from cache.stats import CacheStats, cache_stats
 from cache.sweep import sweep as run_sweep
+from fleet.commands import cache_namespace
 from fleet.commands.console import CommandFailed, JsonOption, Output, UsageProblem, confirm
 from fleet.errors import NotRunningError
 from fleet.home import connection_environment
@@ -31,6 +32,7 @@ from fleet.settings import load_settings
 app = typer.Typer(
     name="cache", help="Look into the cache; evict; sweep; clear; install thresholds."
 )
+app.add_typer(cache_namespace.app)
 
 NAMES_MAX = 20  # told in an error
 

@@ -52,12 +52,15 @@ class Engine:
         self._family = family
         self._num_waiting_max = num_waiting_max
         self._threads = threads
-        # Of the engine's thread:
-        self._in_flight = InFlight(
-            device,
-            batch_size_max=batch_size_max,
-            num_waiting_max=num_waiting_max,
-            threads=threads,
+        # Of the engine's thread; the second are jobs that wait whenever the first has any:
+        self._in_flight, self._background = (
+            InFlight(
+                device,
+                batch_size_max=batch_size_max,
+                num_waiting_max=num_waiting_max,
+                threads=threads,
+            )
+            for _ in range(2)
         )
         self._encoder = PromptEncoder(self._in_flight.watch, self._in_flight.health)
         # Of all threads, under the lock of _wake:
@@ -138,9 +141,9 @@ class Engine:
 
     @property
     def num_in_flight(self) -> int:
-        """Jobs whose future is not done."""
+        """Jobs whose future is not done, but for those in the background."""
         with self._wake:
-            return len(self._jobs())
+            return sum(not job.request.is_background for job in self._jobs())
 
     @property
     def is_closed(self) -> bool:
@@ -182,8 +185,9 @@ class Engine:
                 while self._wait_for_work():
                     with watch.lap("total"):
                         self._admit()
-                        self._in_flight.step()
-                        self._in_flight.retire()
+                        turn = self._in_flight or self._background
+                        turn.step()
+                        turn.retire()
         except DeviceBroken as error:
             logger.critical("the engine ends: %s", error)
         except Exception as error:  # a broken device shows wherever it is waited for, not in a pass
@@ -208,11 +212,13 @@ class Engine:
         if prompts:
             self._in_flight.settle()
             self._encoder.encode(prompts)
-        self._in_flight.begin(arrivals)
-        self._in_flight.end_overdue(time.monotonic())
+        for jobs, is_background in ((self._in_flight, False), (self._background, True)):
+            jobs.begin(job for job in arrivals if job.request.is_background is is_background)
+            jobs.end_overdue(time.monotonic())
 
     def _has_work(self) -> bool:
-        return bool(self._is_closed or self._arrivals or self._prompts or self._in_flight)
+        has_arrivals = self._is_closed or self._arrivals or self._prompts
+        return bool(has_arrivals or self._in_flight or self._background)
 
     def _fail_pending(self) -> None:
         """No future stays pending, whatever ended the thread."""

@@ -49,6 +49,7 @@ class DenoiseRequest:
     capture_steps: frozenset[int] = frozenset()  # keep the latents after these numbers of steps
     capture_final: bool = False
     deadline_monotonic_s: float | None = None  # on time.monotonic()'s clock
+    is_background: bool = False  # step only while no other job is in flight
     # Called on the engine's thread after each step with (steps done, num_inference_steps).
     on_progress: Callable[[int, int], None] | None = None
 

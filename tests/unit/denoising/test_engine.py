@@ -441,3 +441,30 @@ def test_a_trajectory_refuses_to_run_past_its_end(
     trajectory.advance(torch.zeros(1, 4, 8, 8))
     with pytest.raises(AssertionError):
         trajectory.advance(torch.zeros(1, 4, 8, 8))
+
+
+# The background
+
+
+def test_a_background_job_steps_only_while_no_other_is_in_flight(
+    engine: Engine, fake: FakeDenoiser, gate: StepGate, encoding: Encoding
+) -> None:
+    background = engine.denoise(request_for(encoding, job_id="background", is_background=True))
+    gate.wait_for_step()
+    real = engine.denoise(request_for(encoding, job_id="real"))
+    assert engine.num_in_flight == 1
+    gate.open()
+    real.result(TIMEOUT_S)
+    assert not background.done()
+    assert background.result(TIMEOUT_S).steps_run == 4
+    assert fake.num_rows == [1] * 8  # never in a batch together
+
+
+def test_a_background_job_can_be_cancelled(
+    engine: Engine, gate: StepGate, encoding: Encoding
+) -> None:
+    background = engine.denoise(request_for(encoding, job_id="background", is_background=True))
+    gate.wait_for_step()
+    assert engine.cancel("background")
+    gate.open()
+    assert isinstance(error_of(background), Cancelled)

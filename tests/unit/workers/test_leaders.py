@@ -47,19 +47,21 @@ class PaperCache:
 
 
 def leaders_of(sharing: Sharing = Sharing.USER) -> Leaders:
-    return Leaders(cast("ApproximateCache", PaperCache()), sharing=sharing, wait_s=30)
+    cache = cast("ApproximateCache", PaperCache())
+    return Leaders(cache, sharing=sharing, wait_s=30, reroll_fraction=0.4)
 
 
 def joined(
     leaders: Leaders,
     similarity: float = 1.0,
     *,
+    prompt: str = "a cat",
     user: str | None = None,
     mode: CacheMode = CacheMode.USE,
     plan: ReusePlan = MISS,
 ) -> Place:
     """The place of a job whose embedding has this cosine with the first axis."""
-    job = GenerationJob(prompt="a cat", model="tiny", user=user, cache=mode, num_inference_steps=N)
+    job = GenerationJob(prompt=prompt, model="tiny", user=user, cache=mode, num_inference_steps=N)
     now = datetime.now(UTC)
     claim = Claim(job_id=uuid.uuid4(), attempt=1, job=job, claimed_at=now, deadline_at=None)
     embedding = np.array([similarity, (1 - similarity**2) ** 0.5], dtype=np.float32)
@@ -97,9 +99,15 @@ def test_a_job_follows_as_far_as_its_similarity_allows(
 ) -> None:
     leaders = leaders_of()
     first = joined(leaders)
-    second = joined(leaders, similarity)
+    second = joined(leaders, similarity, prompt="a small cat")
     assert (first.follow, ks(second)) == (None, allowed)
     assert (second.lead is None) == bool(allowed)  # or else it leads, too
+
+
+def test_the_same_words_keep_some_steps_for_another_picture() -> None:
+    leaders = leaders_of()
+    joined(leaders)
+    assert ks(joined(leaders)) == (5, 10, 15, 20)
 
 
 def test_the_nearest_leader_is_followed() -> None:
@@ -165,8 +173,8 @@ def test_scopes_are_kept_apart() -> None:
 def test_a_hit_is_given_up_only_for_more_steps() -> None:
     leaders = leaders_of()
     joined(leaders)
-    assert ks(joined(leaders, plan=hit_of(20)))[-1] == 25
-    satisfied = joined(leaders, plan=hit_of(25))
+    assert ks(joined(leaders, plan=hit_of(15)))[-1] == 20
+    satisfied = joined(leaders, plan=hit_of(20))
     assert (satisfied.follow, satisfied.lead) == (None, None)
 
 
