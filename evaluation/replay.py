@@ -156,6 +156,8 @@ class _Replay:
         self._is_again = requests[sources] == requests[neighbours.rows]
         self._may_repeat = np.zeros(len(neighbours), dtype=bool)
         self._may_repeat[sources[self._is_again]] = True
+        self._requests = requests.tolist()
+        self._last_stored: dict[int, int] = {}
         self._places_again = places_again(options)
         self._pool_of = pools.tolist()
         self._pools = _make_pools(options, pools)
@@ -178,6 +180,8 @@ class _Replay:
             hit = None
         if self._options.admission.admits(nearest=nearest, chain=int(self._chains[row])):
             self._store(row, hit, pool, now)
+            if self._options.admission.replaces_repeats:
+                self._replace_last(row, pool)
         for state_id in pool.evict(now=now):
             prompt, place = divmod(state_id, self._width)
             self._cached[prompt] &= ~(1 << (place - 1))
@@ -228,6 +232,19 @@ class _Replay:
         start, end = self._starts[row], self._starts[row + 1]
         cached = [at for at in range(start, end) if self._cached[self._rows[at]]]
         return bool(self._is_again[cached[: self._options.neighbours]].any())
+
+    def _replace_last(self, row: int, pool: LiveStates) -> None:
+        """Drop what was cached for the same request, unless this row left nothing."""
+        request = self._requests[row]
+        last = self._last_stored.get(request)
+        if not self._cached[row]:
+            return
+        if last is not None:
+            for place in range(1, self._width):
+                if self._cached[last] & (1 << (place - 1)):
+                    pool.discard(last * self._width + place)
+            self._cached[last] = 0
+        self._last_stored[request] = row
 
     def _store(self, row: int, hit: Hit | None, pool: LiveStates, now: float) -> None:
         is_skipping = hit is not None and self._options.admission.only_above
