@@ -187,7 +187,9 @@ class Engine:
                         self._admit()
                         turn = self._in_flight or self._background
                         turn.step()
-                        turn.retire()
+                        self._in_flight.retire()  # also what has ended without a step
+                        if turn is self._background:
+                            turn.retire()
         except DeviceBroken as error:
             logger.critical("the engine ends: %s", error)
         except Exception as error:  # a broken device shows wherever it is waited for, not in a pass
