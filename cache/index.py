@@ -63,8 +63,8 @@ _STATES_OF_PROMPT = text("""
 # at its own k, a final one at the largest k that its similarity allows. Who asks for the same words
 # again wants another picture: then no state, of whatever prompt, settles more than k_again (LEAST
 # leaves out the null of everybody else).
-# OFFSET keeps the planner from joining a small table as a whole: a lookup reads no state that is
-# not its own, so that how long it takes tells nothing about other owners.
+# OFFSET keeps the planner from joining cached_states as a whole: a lookup reads the states of the
+# nearest prompts alone, so that its time does not grow with those of other owners.
 _FIND = """
     WITH nearest AS MATERIALIZED (
          {nearest}
