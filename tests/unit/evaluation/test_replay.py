@@ -258,7 +258,12 @@ def test_a_repeat_skips_no_more_than_it_may_from_whatever_state() -> None:
     )
     # Row 2 repeats row 0, and would start from row 1 otherwise; row 3 is another request.
     requests = np.array([0, 1, 0, 2], dtype=np.int32)
-    assert replay(log, options, requests=requests).skipped.tolist() == [0, 25, 10, 25]
+    assert replay(log, options, requests=requests).skipped.tolist() == [0, 25, 12, 25]
+    kept_by_k = replace(options, state_kind=StateKind.INTERMEDIATE)
+    # Row 1 has left no state: it skipped all of the k set, and row 3 has no other neighbour.
+    assert replay(log, kept_by_k, requests=requests).skipped.tolist() == [0, 25, 10, 0]
+    from_noise = replace(options, k_again=0)
+    assert replay(log, from_noise, requests=requests).skipped.tolist() == [0, 25, 0, 25]
     assert replay(log, options).skipped.tolist() == [0, 25, 25, 25]
     one_seen = replace(options, neighbours=1)  # the repeated one is not among the nearest
     assert replay(log, one_seen, requests=requests).skipped.tolist() == [0, 25, 25, 25]
