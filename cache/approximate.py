@@ -229,7 +229,9 @@ class ApproximateCache:
             return Miss(reason=MissReason.DISABLED)
         if not self.selector(spec).allowances(spec.num_inference_steps):
             return Miss(reason=MissReason.TOO_FEW_STEPS)
-        if not self._expects_match(scope, embedding):
+        # Where the namespace was off, ask whether it still is.
+        is_on = self._rules.last_known(spec.namespace).is_cached
+        if is_on and not self._expects_match(scope, embedding):
             return Miss(reason=MissReason.PREDICTED)
         try:
             vector = embedding_text(embedding, spec.embedding_dimension)

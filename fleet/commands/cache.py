@@ -1,4 +1,4 @@
-"""`nirvana cache stats, evict, sweep, clear, thresholds, namespace`: look in, keep it bounded."""
+"""`nirvana cache stats, evict, sweep, clear, thresholds, namespace`: see it; keep it bounded."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) 
             s3_url=s3_url,
             cache_budget_s=20,
             cache_state_kind=StateKind.FINAL,
+            cache_reroll_fraction=1.0,
         ),
         worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
     )

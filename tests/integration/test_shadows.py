@@ -54,7 +54,12 @@ def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) 
     upgrade(database_url)
     return ProcessSettings(
         producer=ProducerSettings(broker_url=broker_url),
-        cache=CacheSettings.load(database_url=database_url, s3_url=s3_url, cache_budget_s=20),
+        cache=CacheSettings.load(
+            database_url=database_url,
+            s3_url=s3_url,
+            cache_budget_s=20,
+            cache_reroll_fraction=1.0,  # the same words may be reused
+        ),
         worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
     )
 
