@@ -150,12 +150,12 @@ def _prepared(path: Path, arguments: argparse.Namespace) -> Prepared:
         read_trace(path, rows_max=arguments.rows),
         load_embedder(arguments.embedder),
         cache_dir=arguments.cache_dir,
-        stages=_announced,
+        stages=announced,
     )
 
 
 @contextmanager
-def _announced(title: str, total: int) -> Iterator[Progress]:
+def announced(title: str, total: int) -> Iterator[Progress]:
     """Say on stderr what is being done, and how far it is."""
     done = 0
 

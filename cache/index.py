@@ -61,9 +61,10 @@ _STATES_OF_PROMPT = text("""
 
 # Among the nearest prompts, the state that lets the job skip the most steps: an intermediate one
 # at its own k, a final one at the largest k that its similarity allows. Who asks for the same words
-# again wants another picture: then no state, of whatever prompt, may settle more than k_again.
-# OFFSET keeps the planner from joining a small table as a whole: a lookup reads no state that is
-# not its own, so that how long it takes tells nothing about other owners.
+# again wants another picture: then no state, of whatever prompt, settles more than k_again (LEAST
+# leaves out the null of everybody else).
+# OFFSET keeps the planner from joining cached_states as a whole: a lookup reads the states of the
+# nearest prompts alone, so that its time does not grow with those of other owners.
 _FIND = """
     WITH nearest AS MATERIALIZED (
          {nearest}
@@ -73,15 +74,15 @@ _FIND = """
                 min(n.distance) OVER (PARTITION BY start.k) AS nearest_distance
            FROM nearest n
           CROSS JOIN (
-                SELECT count(*) > 0 AS is_repeated
+                SELECT CASE WHEN count(*) > 0 THEN CAST(:k_again AS int) END AS k_max
                   FROM nearest
                  WHERE owner = :owner
-                   AND prompt_hash = CAST(:prompt_hash AS text)) prompt
+                   AND prompt_hash = CAST(:prompt_hash AS text)) again
           CROSS JOIN LATERAL (
-                SELECT max(allowed.k) AS k_max
+                SELECT LEAST(max(allowed.k), again.k_max) AS k_max
                   FROM unnest(CAST(:ks AS int[]), CAST(:floors AS float8[])) AS allowed (k, floor)
                  WHERE 1 - n.distance > allowed.floor
-                   AND (NOT prompt.is_repeated OR allowed.k <= :k_again)) selector
+                HAVING count(*) > 0 AND LEAST(max(allowed.k), again.k_max) > 0) selector
           CROSS JOIN LATERAL (
                 SELECT *
                   FROM cached_states

@@ -95,7 +95,8 @@ class ChoiceRules:
     #: States that skip equally many steps count as equally near within this much of the nearest's
     #: cosine; one of them is chosen at random.
     margin: float = 0.0
-    #: Of N: the most that is skipped by a job whose words its owner has cached before.
+    #: Of N: the most that is skipped by a job whose words its owner has cached before. A final
+    #: state is used at this very step, an intermediate one at the next of its k's below.
     again_fraction: float = 1.0
     #: Uses after which a cached prompt is not offered any more; None for no end.
     reuse_max: int | None = None

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 class Admission:
     """What is stored of a finished job; the default is what the worker does.
 
+    That is within 0.3 % of the best rule that a worker can follow, at every capacity tried
+    (`python -m benchmarks.admission`; docs/evaluation.md has its tables).
+
     A final state is stored whole or not at all: `only_above` does not concern it.
     """
 
@@ -20,6 +23,8 @@ class Admission:
     #: Only from jobs whose state has at most so many reuses behind it; None for any. A job from
     #: noise has none, one that started from its state has one, and so on.
     chain_max: int | None = None
+    #: In place of what the same owner has cached for the same words, instead of beside it.
+    replaces_repeats: bool = False
 
     def admits(self, *, nearest: float, chain: int) -> bool:
         """Whether anything is stored of a job, given its nearest cached prompt and its chain."""
@@ -34,4 +39,6 @@ class Admission:
             parts.append(f"novel below {self.novel_below:g}")
         if self.chain_max is not None:
             parts.append(f"chain of {self.chain_max} at most")
+        if self.replaces_repeats:
+            parts.append("in place of repeats")
         return ", ".join(parts)

@@ -49,6 +49,10 @@ class LiveStates:
         state.count_use(steps, at=at, inflation=self.inflation)
         self._push(state)
 
+    def discard(self, state_id: int) -> None:
+        """Remove a state, whatever it is worth."""
+        self.num_bytes -= self._states.pop(state_id).num_bytes
+
     def evict(self, *, now: float) -> list[int]:
         """Remove the worst until the pool is within its capacity; answers their ids, in order."""
         victims: list[int] = []

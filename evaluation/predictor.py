@@ -1,8 +1,7 @@
-"""The paper's match predictor: a one-class SVM that says whether looking a prompt up is worth it.
+"""The paper's match predictor over a log: whether looking each prompt up would have been worth it.
 
-NIRVANA (NSDI'24) trains it on the cached prompts' embeddings and skips the search for what does not
-look like them. Here it is refitted as the log goes on, on the latest prompts before each refit, so
-it never sees the future.
+The product's own (`cache.predictor`), refitted as the log goes on, on the latest prompts before
+each refit, so that it never sees the future.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from evaluation.vectors import HalfVectors, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictorOptions:
-    """How the predictor is fitted."""
+    """How the predictor is fitted; the defaults are the product's."""
 
     nu: float = 0.2  # share of its own training prompts that it may call unlike
     gamma: float = 1.0  # of the RBF kernel, on unit vectors
-    num_latest: int = 2_000  # prompts it is fitted on
+    num_features: int = 256  # that approximate the kernel
+    num_latest: int = 20_000  # prompts it is fitted on
     refit_every: int = 2_000  # jobs; until the first fit everything is looked up
 
 
@@ -46,13 +46,14 @@ def predict_matches(
     progress: Progress = lambda _: None,
 ) -> NDArray[np.bool_]:
     """[n]: whether each prompt is to be looked up, by what came before it."""
-    one_class_svm = _one_class_svm()
+    refit = _refit()
+    fitting = refit.Fitting(nu=options.nu, gamma=options.gamma, num_features=options.num_features)
     is_asked = np.ones(len(vectors), dtype=bool)
     for start in range(options.refit_every, len(vectors), options.refit_every):
         latest = vectors[max(0, start - options.num_latest) : start].astype(np.float32)
-        model = one_class_svm(kernel="rbf", nu=options.nu, gamma=options.gamma).fit(latest)
+        predictor = refit.fit(latest, fingerprint="", fitting=fitting)
         ahead = vectors[start : start + options.refit_every].astype(np.float32)
-        is_asked[start : start + options.refit_every] = model.predict(ahead) == 1
+        is_asked[start : start + options.refit_every] = predictor.scores(ahead) >= 0
         progress(len(ahead))
     progress(min(options.refit_every, len(vectors)))
     return is_asked
@@ -68,8 +69,9 @@ def predictor_quality(is_asked: NDArray[np.bool_], is_hit: NDArray[np.bool_]) ->
     )
 
 
-def _one_class_svm() -> Any:
+def _refit() -> Any:
+    """Loaded only here: scikit-learn takes a while, and replays without a predictor need none."""
     try:
-        return import_module("sklearn.svm").OneClassSVM
+        return import_module("cache.refit")
     except ModuleNotFoundError:
         raise PackageMissing("scikit-learn", needed_for="the match predictor") from None

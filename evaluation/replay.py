@@ -66,9 +66,9 @@ class Replayed:
 
     @property
     def hits_by_k(self) -> Mapping[int, int]:
-        """How many jobs skipped k steps."""
+        """How many jobs skipped k steps: those of the k set, and a repeat's limit."""
         counts = Counter(self.skipped[self.skipped > 0].tolist())
-        return {k: counts[k] for k in self.options.k_set}
+        return {k: counts[k] for k in sorted({*self.options.k_set, *counts})}
 
     @property
     def hit_share(self) -> float:
@@ -131,7 +131,7 @@ class Hit:
 
     prompt: int
     place: int  # of the state; 1 for a final one
-    k_place: int  # of the k it is used at
+    k_place: int  # of the largest k that its similarity allows
 
 
 class _Replay:
@@ -156,7 +156,8 @@ class _Replay:
         self._is_again = requests[sources] == requests[neighbours.rows]
         self._may_repeat = np.zeros(len(neighbours), dtype=bool)
         self._may_repeat[sources[self._is_again]] = True
-        self._places_again = places_again(options)
+        self._requests = requests.tolist()
+        self._last_stored: dict[int, int] = {}
         self._pool_of = pools.tolist()
         self._pools = _make_pools(options, pools)
         #: [n]: bit p - 1 is set where the row's state of place p is cached.
@@ -170,7 +171,7 @@ class _Replay:
         hit, nearest = self._find(row)
         pool = self._pools[self._pool_of[row]]
         if hit is not None and is_looked_up:
-            k = self._ks[hit.k_place - 1]
+            k = min(self._ks[hit.k_place - 1], self._k_most(row))
             pool.use(hit.prompt * self._width + hit.place, k, at=now)
             self._skipped[row] = k
             self._chains[row] = self._chains[hit.prompt] + 1
@@ -178,6 +179,8 @@ class _Replay:
             hit = None
         if self._options.admission.admits(nearest=nearest, chain=int(self._chains[row])):
             self._store(row, hit, pool, now)
+            if self._options.admission.replaces_repeats:
+                self._replace_last(row, pool)
         for state_id in pool.evict(now=now):
             prompt, place = divmod(state_id, self._width)
             self._cached[prompt] &= ~(1 << (place - 1))
@@ -199,7 +202,7 @@ class _Replay:
         """
         start, end = self._starts[row], self._starts[row + 1]
         best, best_place, nearest, num_seen = None, 0, -1.0, 0
-        places_max = self._places_again if self._is_repeated(row) else self._width - 1
+        places_max = self._places_most(row)
         prompts = self._rows[start:end].tolist()
         for at, (prompt, allowed) in enumerate(
             zip(prompts, self._allowed[start:end].tolist(), strict=True)
@@ -221,6 +224,17 @@ class _Replay:
                 break
         return best, nearest
 
+    def _places_most(self, row: int) -> int:
+        """How many of the k set, from the smallest, a job's states may come from."""
+        most = self._k_most(row)
+        if self._is_final and most:
+            return self._width - 1  # one state serves any k
+        return sum(k <= most for k in self._ks)
+
+    def _k_most(self, row: int) -> int:
+        limit = self._options.k_again
+        return self._ks[-1] if limit is None or not self._is_repeated(row) else limit
+
     def _is_repeated(self, row: int) -> bool:
         """Whether the same request is among the nearest cached ones."""
         if not self._may_repeat[row]:
@@ -228,6 +242,19 @@ class _Replay:
         start, end = self._starts[row], self._starts[row + 1]
         cached = [at for at in range(start, end) if self._cached[self._rows[at]]]
         return bool(self._is_again[cached[: self._options.neighbours]].any())
+
+    def _replace_last(self, row: int, pool: LiveStates) -> None:
+        """Drop what was cached for the same request, unless this row left nothing."""
+        request = self._requests[row]
+        last = self._last_stored.get(request)
+        if not self._cached[row]:
+            return
+        if last is not None:
+            for place in range(1, self._width):
+                if self._cached[last] & (1 << (place - 1)):
+                    pool.discard(last * self._width + place)
+            self._cached[last] = 0
+        self._last_stored[request] = row
 
     def _store(self, row: int, hit: Hit | None, pool: LiveStates, now: float) -> None:
         is_skipping = hit is not None and self._options.admission.only_above
@@ -253,12 +280,6 @@ def allowed_places(similarities: NDArray[np.float32], options: CacheOptions) -> 
     allowances = options.selector.allowances(options.num_inference_steps)
     floors = np.asarray([allowance.floor for allowance in allowances])
     return np.searchsorted(floors, similarities.astype(np.float64), side="left").astype(np.int8)
-
-
-def places_again(options: CacheOptions) -> int:
-    """How many of the k set, from the smallest, a repeated request may skip."""
-    limit = options.k_again
-    return len(options.k_set) if limit is None else sum(k <= limit for k in options.k_set)
 
 
 def _make_pools(options: CacheOptions, pools: NDArray[np.int32]) -> list[LiveStates]:

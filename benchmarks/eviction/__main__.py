@@ -46,9 +46,7 @@ whole run, from the choice of the victims to the last object deleted."""
 class _Services:
     settings: CacheSettings
     database: Engine
-    #: As a worker has them.
-    objects: S3Objects
-    #: For what is not measured: patient with a server that is busy.
+    #: For what is not measured: with a server that is busy.
     patient: S3Objects
 
 
@@ -96,7 +94,6 @@ def _measure_eviction(services: _Services, options: argparse.Namespace) -> dict[
     )
     measured = run.measure(
         services.database,
-        services.objects,
         services.patient,
         services.settings,
         share=options.share,
@@ -133,6 +130,7 @@ def _answer(measured: run.Measured) -> dict[str, Any]:
     return {
         "evicted": measured.report.evicted_states,
         "seconds": round(measured.seconds, 2),
+        "row_seconds": round(measured.row_seconds, 2),
         "lookup_p99_ms_idle": round(float(np.percentile(measured.idle_ms, 99)), 2),
         "lookup_p99_ms_during": round(float(np.percentile(measured.during_ms, 99)), 2),
         "objects_left": measured.report.objects_left,
@@ -146,7 +144,8 @@ def _print_table(measured: run.Measured, options: argparse.Namespace) -> None:
     print(f"{options.states:,} states, {os.cpu_count()} cores, {options.rate:g} lookups a second")
     print(
         f"evicted {report.evicted_states:,} states ({report.evicted_bytes:,} bytes) and "
-        f"{report.objects_removed:,} objects in {measured.seconds:.2f} s; "
+        f"{report.objects_removed:,} objects in {measured.seconds:.2f} s, "
+        f"the rows in the first {measured.row_seconds:.2f} s; "
         f"{report.objects_left:,} objects left"
     )
     print(f"{'lookups':<12}{'number':>8}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}")
@@ -167,15 +166,9 @@ def _services(folder: Path) -> Iterator[_Services]:
         database = connect(str(urls["database_url"]))
         try:
             address = S3Address.parse(fleet.addresses.s3_url)
-            with (
-                closing(S3Objects(address)) as objects,
-                closing(S3Objects(address, read_timeout_s=PATIENCE_S)) as patient,
-            ):
+            with closing(S3Objects(address, read_timeout_s=PATIENCE_S)) as patient:
                 yield _Services(
-                    settings=CacheSettings.load(**urls),
-                    database=database,
-                    objects=objects,
-                    patient=patient,
+                    settings=CacheSettings.load(**urls), database=database, patient=patient
                 )
         finally:
             database.dispose()

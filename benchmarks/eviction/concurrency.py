@@ -268,7 +268,12 @@ def _opened(
     cache = ApproximateCache(
         settings,
         objects,
-        reader=connect(url, is_reader=True, pool_size=NUM_READERS),
+        reader=connect(
+            url,
+            is_reader=True,
+            pool_size=NUM_READERS,
+            pool_timeout_s=settings.cache_budget_s,
+        ),
         writer=connect(url, pool_timeout_s=settings.cache_budget_s),
         clock=lambda: datetime.now(UTC) - age,
     )

@@ -6,9 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,9 @@ from sqlalchemy import Engine, text
 from benchmarks.eviction import rows
 from cache.database import transaction
 from cache.eviction import EvictionReport, evict
-from cache.objects import STATES_PREFIX, ObjectStore
+from cache.objects import STATES_PREFIX, ObjectStore, S3Objects
 from cache.policies import choose_victims
-from cache.removal import batches
+from cache.removal import batches, delete_doomed_objects
 from cache.settings import CacheSettings, Policy
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
@@ -49,6 +49,8 @@ class Measured:
 
     report: EvictionReport
     seconds: float
+    #: Of these, until all rows were gone and the first objects were to be deleted.
+    row_seconds: float
     idle_ms: list[float]
     during_ms: list[float]
     #: Objects whose rows are there, and which are gone.
@@ -57,8 +59,23 @@ class Measured:
     leaked_objects: int
 
 
+class _Watched(S3Objects):
+    """Notes when the first objects are deleted."""
+
+    first_delete_at: float | None = None
+
+    def delete_many(self, keys: Iterable[str]) -> dict[str, str]:
+        if self.first_delete_at is None:
+            self.first_delete_at = time.monotonic()
+        return super().delete_many(keys)
+
+
 def prepare(engine: Engine, objects: ObjectStore, *, num_victims: int, num_kept: int) -> None:
-    """Write the objects that are missing: those of the next victims and of some other states."""
+    """Write the objects that are missing: those of the next victims and of some other states.
+
+    What an earlier run left doomed is deleted before.
+    """
+    delete_doomed_objects(engine, objects, now=datetime.now(UTC))
     with transaction(engine) as connection:
         worst = connection.execute(
             choose_victims(Policy.LCBFU_AGED), {"namespace": rows.NAMESPACE, "limit": num_victims}
@@ -74,7 +91,6 @@ def prepare(engine: Engine, objects: ObjectStore, *, num_victims: int, num_kept:
 
 def measure(
     engine: Engine,
-    objects: ObjectStore,
     patient: ObjectStore,
     settings: CacheSettings,
     *,
@@ -88,7 +104,8 @@ def measure(
     capacity_bytes = int(live.num_bytes) - round(live.num * share) * rows.STATE_BYTES
     chosen = settings.model_copy(update={"cache_capacity_bytes": capacity_bytes})
     before = _listed(patient)
-    with _lookups(settings.database_url.get_secret_value(), rate) as lookups:
+    objects = _Watched.from_url(settings.s3_url.get_secret_value())
+    with closing(objects), _lookups(settings.database_url.get_secret_value(), rate) as lookups:
         lookups.wait_first()
         time.sleep(idle_s)
         began = time.monotonic()
@@ -98,6 +115,7 @@ def measure(
     return Measured(
         report=report,
         seconds=ended - began,
+        row_seconds=(objects.first_delete_at or ended) - began,
         idle_ms=lookups.between(0, began),
         during_ms=lookups.between(began, ended),
         lost_objects=len(_with_rows(engine, before - left)),

@@ -22,7 +22,7 @@ from workers.denoising.schedulers import resumes
 CAPACITY_SHARE: Final = 0.25  # of what the log would fill
 #: Of N: how far a repeated prompt may skip in our arms. The log's captions leave nothing open, so
 #: that re-rolls of them stay as different as uncached ones are: docs/savings.md has the numbers.
-REROLL_FRACTION: Final = 0.8
+REROLL_FRACTION: Final = 0.74
 EVICT_EVERY_S: Final = 2.0  # a few jobs: the cache is never far above its capacity
 
 

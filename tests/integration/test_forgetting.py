@@ -357,12 +357,15 @@ def test_states_that_wait_to_be_stored_are_dropped(
     objects: S3Objects,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kept: list[Any] = []
-    monkeypatch.setattr(process.bench.captures, "keep", kept.append)
+    kept: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(
+        process.bench.captures, "keep", lambda states, then: kept.append((states, then))
+    )
     submit_and_run(process, traces, ada())
     monkeypatch.undo()
     forget(forgetter, ADA)
-    process.bench.captures.keep(kept[0])
+    states, then = kept[0]
+    process.bench.captures.keep(states, then=then)
     process.bench.captures.drain()
     assert num_rows(database, "cached_prompts") == 0
     assert list(objects.list("")) == []

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import engine, followers
+from benchmarks import admission, engine, followers
+from benchmarks.predictor import Balance
 from tests.tiny_pipeline import build_tiny_pipeline
 
 
@@ -47,3 +48,20 @@ def test_the_followers_benchmark_ends_with_loads_and_quality(
     (quality,) = figures["quality"]
     assert quality["fraction"] == 0.4
     assert quality["judge_ratio"] > 0
+
+
+def test_the_predictor_pays_where_a_lookup_takes_longer_than_what_it_loses() -> None:
+    balance = Balance(nu=0.2, gamma=1.0, lookups_avoided=0.5, hits_lost=0.1, steps_lost=0.2)
+    # Asking, and 0.2 steps of 10 ms, for every second lookup.
+    break_even_s = balance.break_even_s(predict_s=0.0005, seconds_per_step=0.01)
+    assert break_even_s == pytest.approx(0.005)
+
+
+def test_admission_is_compared_with_the_best_that_a_worker_could_follow() -> None:
+    rules = {rule: {"1": 0.2, "10": 0.2} for rule in admission.RULES}
+    rules |= {
+        admission.AS_THE_WORKER: {"1": 0.18, "10": 0.2},
+        "all k, as if copied": {"1": 0.5, "10": 0.5},
+    }
+    found = admission.summary({"a log": {"final": rules}})
+    assert found == {"worker_gap_to_best": {"final": 0.1}}

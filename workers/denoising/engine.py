@@ -185,11 +185,11 @@ class Engine:
                 while self._wait_for_work():
                     with watch.lap("total"):
                         self._admit()
-                        self._in_flight.step()
-                        self._in_flight.retire()
-                        if not self._in_flight:
-                            self._background.step()
-                            self._background.retire()
+                        turn = self._in_flight or self._background
+                        turn.step()
+                        self._in_flight.retire()  # also what has ended without a step
+                        if turn is self._background:
+                            turn.retire()
         except DeviceBroken as error:
             logger.critical("the engine ends: %s", error)
         except Exception as error:  # a broken device shows wherever it is waited for, not in a pass

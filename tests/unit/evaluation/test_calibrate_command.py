@@ -44,7 +44,7 @@ def test_calibrate_measures_draws_and_continues(
     assert first["version"] == calibration.version
     assert first["measured"]["num_inference_steps"] == 10
     lines = (out / "pairs.jsonl").read_text().splitlines()
-    assert set(json.loads(lines[1])["from_state"]["final"]) == {str(k) for k in range(1, 9)}
+    assert set(json.loads(lines[1])["from_state"]["final"]) == {str(k) for k in range(1, 10)}
     assert (out / "kept-final-clip-score.png").stat().st_size > 10_000
     # A run that was killed two pairs before its end draws those two, and no other.
     (out / "pairs.jsonl").write_text("\n".join(lines[:-2]) + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cache.entry import StateKind
 from cache.selector import Selector
@@ -31,7 +32,13 @@ def neighbours(*lists: dict[int, float]) -> Neighbours:
     )
 
 
-def run(log: Neighbours, *, states: float | None = None, **changes: Any) -> Replayed:
+def run(
+    log: Neighbours,
+    *,
+    states: float | None = None,
+    requests: NDArray[np.int32] | None = None,
+    **changes: Any,
+) -> Replayed:
     """Replay with room for so many states, or for all."""
     options: dict[str, Any] = {
         "policy": Policy.LRU,
@@ -41,7 +48,7 @@ def run(log: Neighbours, *, states: float | None = None, **changes: Any) -> Repl
     }
     if states is not None:
         options["capacity_share"] = states / (len(log) * 5)
-    return replay(log, CacheOptions(**options))
+    return replay(log, CacheOptions(**options), requests=requests)
 
 
 def test_a_hit_skips_what_its_similarity_allows() -> None:
@@ -129,6 +136,24 @@ def test_the_grace_time_lets_lcbfu_use_what_it_has_just_stored() -> None:
     options: dict[str, Any] = {"policy": Policy.LCBFU, "state_kind": StateKind.FINAL, "states": 1}
     assert run(log, **options).skipped.tolist() == [0, 25, 0, 0]
     assert run(log, **options, grace_s=2.0).skipped.tolist() == [0, 25, 0, 25]
+
+
+def test_a_repeat_replaces_what_was_cached_for_the_same_words() -> None:
+    """Row 1 repeats row 0, in whose place it is found by row 2; row 3 is somebody else's."""
+    log = neighbours({}, {0: NEAR}, {1: MIDDLE, 0: NEAR}, {})
+    requests = np.array([0, 0, 1, 2], dtype=np.int32)
+    options: dict[str, Any] = {"state_kind": StateKind.FINAL, "requests": requests}
+    beside = run(log, **options)
+    assert (beside.skipped.tolist(), beside.bytes_max) == ([0, 25, 25, 0], 4)
+    instead = run(log, **options, admission=Admission(replaces_repeats=True))
+    assert (instead.skipped.tolist(), instead.bytes_max) == ([0, 25, 15, 0], 3)
+
+
+def test_a_repeat_that_leaves_nothing_replaces_nothing() -> None:
+    log = neighbours({}, {0: NEAR}, {0: NEAR})
+    requests = np.zeros(3, dtype=np.int32)
+    done = run(log, requests=requests, admission=Admission(replaces_repeats=True))
+    assert done.skipped.tolist() == [0, 25, 25]  # a hit at the largest k ran past no other
 
 
 def test_what_is_not_novel_is_not_stored() -> None:
@@ -233,7 +258,12 @@ def test_a_repeat_skips_no_more_than_it_may_from_whatever_state() -> None:
     )
     # Row 2 repeats row 0, and would start from row 1 otherwise; row 3 is another request.
     requests = np.array([0, 1, 0, 2], dtype=np.int32)
-    assert replay(log, options, requests=requests).skipped.tolist() == [0, 25, 10, 25]
+    assert replay(log, options, requests=requests).skipped.tolist() == [0, 25, 12, 25]
+    kept_by_k = replace(options, state_kind=StateKind.INTERMEDIATE)
+    # Row 1 has left no state: it skipped all of the k set, and row 3 has no other neighbour.
+    assert replay(log, kept_by_k, requests=requests).skipped.tolist() == [0, 25, 10, 0]
+    from_noise = replace(options, k_again=0)
+    assert replay(log, from_noise, requests=requests).skipped.tolist() == [0, 25, 0, 25]
     assert replay(log, options).skipped.tolist() == [0, 25, 25, 25]
     one_seen = replace(options, neighbours=1)  # the repeated one is not among the nearest
     assert replay(log, one_seen, requests=requests).skipped.tolist() == [0, 25, 25, 25]
