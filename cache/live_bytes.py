@@ -15,25 +15,9 @@ from cache.database import transaction
 
 NAMESPACES_MAX = 100_000
 
-# Locked in the order of ids, so that two cannot wait for each other.
-_SUBTRACT = text("""
-    WITH gone AS (
-         SELECT *
-           FROM unnest(CAST(:scope_ids AS bigint[]), CAST(:sizes AS bigint[]))
-                AS gone (scope_id, num_bytes)
-    ), locked AS (
-         SELECT c.id
-           FROM scopes c
-          WHERE c.id = ANY(:scope_ids)
-          ORDER BY c.id
-            FOR NO KEY UPDATE
-    )
-    UPDATE scopes c
-       SET live_bytes = c.live_bytes - gone.num_bytes
-      FROM gone
-      JOIN locked ON locked.id = gone.scope_id
-     WHERE c.id = gone.scope_id
-""")
+# Locks and changes in one: a row locked by one part of a statement and changed by another can wait
+# for somebody who waits for the lock.
+_SUBTRACT = text("UPDATE scopes SET live_bytes = live_bytes - :num_bytes WHERE id = :scope_id")
 
 _BY_NAMESPACE = text("""
     SELECT n.namespace, COALESCE(sum(c.live_bytes), 0) AS num_bytes
@@ -76,9 +60,12 @@ def by_namespace(engine: Engine) -> dict[str, int]:
 
 
 def subtract(connection: Connection, freed: Mapping[int, int]) -> None:
-    """Take bytes off scopes by their ids; stores into these wait until the transaction ends."""
-    gone = {"scope_ids": list(freed), "sizes": list(freed.values())}
-    connection.execute(_SUBTRACT, gone)
+    """Take bytes off scopes by their ids; stores into these wait until the transaction ends.
+
+    In the order of ids, so that two cannot wait for each other.
+    """
+    for scope_id, num_bytes in sorted(freed.items()):
+        connection.execute(_SUBTRACT, {"scope_id": scope_id, "num_bytes": num_bytes})
 
 
 def miscounted(engine: Engine, *, limit: int) -> list[int]:
