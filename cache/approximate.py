@@ -183,8 +183,8 @@ class ApproximateCache:
         """Keep the entry's states, in place of the same prompt's if `is_refresh`.
 
         Answers the prompt's id, or None where it was not stored, as in a namespace whose cache is
-        off: never raises. Takes as long as
-        the object store and the database take, so call it off the job's path.
+        off: never raises. Takes as long as the object store and the database take, so call it off
+        the job's path.
         """
         if not (self._settings.cache_enabled and entry.states):
             return None
