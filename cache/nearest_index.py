@@ -141,7 +141,7 @@ def _maintain(connection: Connection, settings: CacheSettings) -> IndexReport:
     # Nobody else builds, so what is invalid was left by a crash.
     useless = [index.name for index in found if not index.is_valid or index.name not in grown]
     known = {index.name: index for index in found if index.name not in useless}
-    drop(connection, useless)
+    _drop(connection, useless)
     missing = [w for w in grown.values() if w.num_rows >= rows_min and w.name not in known]
     for wanted in missing:
         _build(connection, wanted, settings)
@@ -155,12 +155,7 @@ def _maintain(connection: Connection, settings: CacheSettings) -> IndexReport:
     return IndexReport(built=len(missing), renewed=len(bloated), dropped=len(useless))
 
 
-def names_of(scope_id: int) -> tuple[str, ...]:
-    """What the indexes of a scope are called, whether they exist or not."""
-    return tuple(f"{_PREFIX}{reach}_{scope_id}" for reach in Reach)
-
-
-def drop(connection: Connection, names: Sequence[str]) -> None:
+def _drop(connection: Connection, names: Sequence[str]) -> None:
     """Drop indexes where they exist, outside any transaction; lookups and writers go on."""
     for name in names:
         connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
