@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 import typer
 
+from cache.selector import ChoiceRules
 from cache.settings import Policy
 from evaluation.admission import Admission
 from evaluation.characterize import Characterization
@@ -72,6 +73,7 @@ def simulate(
     state_kind: options.StateKindOption = None,
     steps: options.StepsOption = 50,
     thresholds: options.ThresholdsOption = None,
+    reroll_fraction: options.RerollOption = 1.0,
     state_bytes: options.StateBytesOption = 32_768,
     neighbours: options.NeighboursOption = 10,
     store_all: options.StoreAllOption = False,
@@ -103,6 +105,7 @@ def simulate(
         neighbours=neighbours,
         admission=Admission(only_above=not store_all, novel_below=novel_below, chain_max=chain_max),
         grace_s=grace_s,
+        k_again=ChoiceRules(again_fraction=reroll_fraction).k_again(steps),
     )
     grid = setup.parse_grid(base, policy, capacity, state_kind)
     fields = Fields(prompt=prompt_field, user=user_field, time=time_field)

@@ -74,6 +74,15 @@ ThresholdsOption = Annotated[
         rich_help_panel=_CACHES,
     ),
 ]
+RerollOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="As NIRVANA_CACHE_REROLL_FRACTION: of the steps, for a user's same words again.",
+        rich_help_panel=_CACHES,
+    ),
+]
 StateBytesOption = Annotated[
     int, typer.Option(min=1, help="Bytes of a state.", rich_help_panel=_CACHES)
 ]

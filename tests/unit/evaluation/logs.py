@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def log_rows(num_rows: int, *, num_users: int = 4, seed: int = 0) -> Iterator[di
         }
 
 
-def write_log(path: Path, rows: Iterator[dict[str, Any]]) -> Path:
+def write_log(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     """One JSON object a line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -84,3 +84,20 @@ def test_wrong_options_are_refused_in_one_line(
 def test_a_log_that_is_not_there(tmp_path: Path, capsys: LINE) -> None:
     assert main(["characterize", str(tmp_path / "absent.jsonl"), "--embedder", "ngrams"]) == 1
     assert "absent.jsonl: no such file" in capsys.readouterr().err
+
+
+def test_simulate_limits_what_the_same_words_again_skip(tmp_path: Path, capsys: LINE) -> None:
+    log = write_log(tmp_path / "log.jsonl", [{"prompt": "a fox", "user": "ada"}] * 4)
+    options: tuple[str | Path, ...] = (
+        *("--embedder", "ngrams", "--cache-dir", tmp_path / "cache", "--capacity", "100"),
+        *("--policy", "lru", "--state-kind", "final"),
+    )
+    saved = {
+        fraction: run(capsys, "simulate", log, *options, "--reroll-fraction", fraction)["runs"][0]
+        for fraction in ("0", "0.2", "1")
+    }
+    assert {fraction: one["steps_saved"] for fraction, one in saved.items()} == {
+        "0": 0,
+        "0.2": 30,
+        "1": 75,
+    }
