@@ -56,12 +56,16 @@ class Parameters:
         _claim(folder / "run.json", asdict(self))
 
 
-def claim_thresholds(folder: Path, arm: Arm, served: Served) -> None:
-    """Write the version that an arm's rows depend on; raises OptionInvalid where another stands.
+def claim_arm(folder: Path, arm: Arm, served: Served) -> None:
+    """Write what an arm's rows depend on; raises OptionInvalid where something else stands.
 
     Of each arm its own: a new calibration leaves the rows of the published arms as they are.
     """
-    _claim(folder / f"{arm.name}.json", {"thresholds": served.thresholds(arm).version})
+    own = {
+        "thresholds": served.thresholds(arm).version,
+        "reroll_fraction": arm.reroll_fraction,
+    }
+    _claim(folder / f"{arm.name}.json", own)
 
 
 def _claim(path: Path, own: Mapping[str, Any]) -> None:
@@ -93,7 +97,7 @@ class Run:
     def through_fleet(self, arm: Arm) -> None:
         """Run an arm's fleet. Raises FleetError, ProducerError, OptionInvalid."""
         if arm.kind is not None:
-            claim_thresholds(self.folder, arm, self.served)
+            claim_arm(self.folder, arm, self.served)
         jobs = self._reseeded() if arm is RESEEDED else list(enumerate(self.requests))
         settings = environment(
             arm,

@@ -15,21 +15,26 @@ from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from cache import index
 from cache.approximate import ApproximateCache
-from cache.entry import Embedding, MissReason, Sharing, StateKind
+from cache.database import connect, transaction
+from cache.entry import Embedding, MissReason, Scope, Sharing, StateKind, embedding_text
 from cache.lookup import Found
 from cache.objects import S3Objects
 from cache.store import NewState
 from tests.integration.cache_harness import (
     DIMENSION,
     QUERY,
+    START,
     at_cosine,
     empty,
     entry,
+    insert,
     latents,
     migrated,
+    register,
     running_cache,
     spec,
 )
@@ -218,6 +223,85 @@ def test_a_probe_fetches_nothing_whatever_the_victim_has(
     store(cache, boundary.victim)
     outcome = find(cache, boundary.attacker)
     assert (outcome.reason, objects.num_fetched) == (MissReason.NONE_SIMILAR, 0)
+
+
+# ---------------------------------------------------------------------- timing
+
+OWN, FOREIGN = 12, 600  # prompts
+
+
+def scope_of(engine: Engine, boundary: Boundary, party: Party) -> Scope:
+    return register(engine, party.namespace, boundary.sharing)
+
+
+def crowd(engine: Engine, boundary: Boundary, party: Party, num: int) -> None:
+    """Cache prompts of a party that lie all around."""
+    chance = random.Random(11)
+    scope = scope_of(engine, boundary, party)
+    for _ in range(num):
+        vector = [chance.gauss(0, 1) for _ in range(DIMENSION)]
+        near = tuple(x / math.hypot(*vector) for x in vector)
+        insert(engine, scope, [(25, 1)], owner=party.owner, embedding=near)
+
+
+def rows_read(reader: Engine, scope: Scope, party: Party) -> int:
+    """Rows that PostgreSQL touched for a lookup, those that it threw away included."""
+    wanted = {
+        "scope_id": scope.id,
+        "owner": party.owner,
+        "embedding": embedding_text(QUERY, DIMENSION),
+        "prompt_hash": None,
+        "ks": [5, 25],
+        "floors": [0.6, 0.9],
+        "neighbours": 10,
+        "now": START,
+        "k_again": 50,
+        "margin": 0.0,
+        "choice": 0,
+    }
+    explain = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) "
+    with transaction(reader) as connection:
+        statement = text(explain + index.find_statement(scope).text)
+        [found] = connection.execute(statement, wanted).scalar_one()
+    return rows_of(found["Plan"])
+
+
+def rows_of(node: dict[str, Any]) -> int:
+    """Of tables alone: by an index or by its bitmap, which statistics decide, they are the same."""
+    counted = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
+    read = sum(node.get(name, 0) for name in counted) if "Relation Name" in node else 0
+    return round(read * node["Actual Loops"]) + sum(map(rows_of, node.get("Plans", ())))
+
+
+def grows_with_the_victims(engine: Engine, database_url: str, boundary: Boundary) -> bool:
+    """Whether the attacker's lookup has more to do once the victim has cached much."""
+    crowd(engine, boundary, boundary.attacker, OWN)
+    scope = scope_of(engine, boundary, boundary.attacker)
+    reader = connect(database_url, is_reader=True)
+    try:
+        before = rows_read(reader, scope, boundary.attacker)
+        crowd(engine, boundary, boundary.victim, FOREIGN)
+        for _ in ("stale statistics", "fresh ones"):
+            if rows_read(reader, scope, boundary.attacker) != before:
+                return True
+            with transaction(engine) as connection:
+                connection.execute(text("ANALYZE"))
+        return rows_read(reader, scope, boundary.attacker) != before
+    finally:
+        reader.dispose()
+
+
+def test_a_lookup_reads_as_many_rows_whatever_the_victim_has(
+    engine: Engine, database_url: str, boundary: Boundary
+) -> None:
+    """Its time has no other part that another's prompts could change."""
+    assert not grows_with_the_victims(engine, database_url, boundary)
+
+
+def test_where_states_are_shared_a_lookup_reads_more_rows(
+    engine: Engine, database_url: str
+) -> None:
+    assert grows_with_the_victims(engine, database_url, NONE)
 
 
 # ---------------------------------------------------------------------- poisoning
