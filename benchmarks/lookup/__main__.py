@@ -301,6 +301,8 @@ def _print_swept(m: int, ef_construction: int, ef_search: int, found: dict[str, 
 
 
 def _settings(database: Database, options: argparse.Namespace, **changes: Any) -> CacheSettings:
+    if options.ef_search is not None:
+        changes = {"cache_index_ef_search": options.ef_search, **changes}
     return settings_of(
         database,
         cache_index_memory_bytes=options.memory_bytes,
@@ -349,6 +351,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--log", type=Path, default=LOG, help="whose users are taken")
     parser.add_argument("--sweep", action="store_true", help="try other parameters of the index")
     parser.add_argument("--churn", action="store_true", help="replace all rows, several times")
+    parser.add_argument("--ef-search", type=int, help="candidates that a search of the index keeps")
     parser.add_argument("--small-scopes", type=int, default=0, help="put so many beside a large")
     parser.add_argument("--shared-buffers", default="4GB", help="memory of PostgreSQL")
     parser.add_argument("--memory-bytes", type=int, default=4 * 1024**3, help="for index builds")
