@@ -19,6 +19,7 @@ from benchmarks.savings.comparison import (
 from benchmarks.savings.pictures import write_pictures
 from benchmarks.savings.run import ALL_ARMS, Run, title_of
 from benchmarks.savings.scores import Scorer
+from workers.leaders import IN_FLIGHT
 
 UNUSABLE: Final = frozenset(  # all others are faults
     {"none_similar", "predicted", "too_few_steps", "disabled"}
@@ -177,9 +178,12 @@ def _print_caveats(
     if run.served.calibration is None:
         print("- The model ships no thresholds.json for these weights: ours run with the paper's.")
     for one in measured.values():
-        faults = [row.reason for row in one.rows if row.reason and row.reason not in UNUSABLE]
+        misses = [row.reason for row in one.rows if row.reason and not row.is_hit]
+        faults = [reason for reason in misses if reason not in UNUSABLE]
         if faults:
             print(f"- {one.title}: {len(faults)} misses for a fault, such as {faults[0]}.")
+        if joined := sum(row.reason == IN_FLIGHT for row in one.rows):
+            print(f"- {one.title}: {joined} hits started from a job whose state was not stored yet.")
     for one_arm in figures.values():
         drift = one_arm.miss_latency_ratio
         if drift is not None and abs(drift - 1) > DRIFT_MAX:
