@@ -183,7 +183,7 @@ def _print_caveats(
         if faults:
             print(f"- {one.title}: {len(faults)} misses for a fault, such as {faults[0]}.")
         if joined := sum(row.reason == IN_FLIGHT for row in one.rows):
-            print(f"- {one.title}: {joined} hits started from a job whose state was not stored yet.")
+            print(f"- {one.title}: {joined} hits started from a job not stored yet.")
     for one_arm in figures.values():
         drift = one_arm.miss_latency_ratio
         if drift is not None and abs(drift - 1) > DRIFT_MAX:
