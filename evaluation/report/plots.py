@@ -93,8 +93,10 @@ def _over_time(found: Savings) -> Plot:
         times = [period.starts_at for period in found.by_period]
         saved = [_percent(1 - p.steps_run / p.steps_asked) for p in _asked(found)]
         hits = [_percent(period.num_hits / period.num_jobs) for period in found.by_period]
-        axes.plot([p.starts_at for p in _asked(found)], saved, label="steps saved", **style(0))
-        axes.plot(times, hits, label="jobs that were hits", **style(1))
+        whole = {"clip_on": False}  # the first point lies on the edge
+        asked_at = [period.starts_at for period in _asked(found)]
+        axes.plot(asked_at, saved, label="steps saved", **style(0), **whole)
+        axes.plot(times, hits, label="jobs that were hits", **style(1), **whole)
         axes.set(ylabel="%", ylim=(0, 100), xlim=(times[0], found.until))
         _show_dates(axes)
         axes.legend(frameon=False)
