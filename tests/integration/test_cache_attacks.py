@@ -270,8 +270,8 @@ def rows_of(node: dict[str, Any]) -> int:
     """Of tables alone: by an index or by its bitmap, which statistics decide, they are the same."""
     counted = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck")
     read = sum(node.get(name, 0) for name in counted) if "Relation Name" in node else 0
-    below = sum(rows_of(child) for child in node.get("Plans", ()))
-    return int(read * node["Actual Loops"]) + below
+    own: int = round(read * node["Actual Loops"])
+    return own + sum(rows_of(child) for child in node.get("Plans", ()))
 
 
 def grows_with_the_victims(engine: Engine, database_url: str, boundary: Boundary) -> bool:
