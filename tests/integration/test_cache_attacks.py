@@ -295,7 +295,7 @@ def grows_with_the_victims(engine: Engine, database_url: str, boundary: Boundary
 def test_a_lookup_reads_as_many_rows_whatever_the_victim_has(
     engine: Engine, database_url: str, boundary: Boundary
 ) -> None:
-    """Its time has no other part that another's prompts could change."""
+    """Beside the depth of the one index, nothing else in its time depends on another's prompts."""
     assert not grows_with_the_victims(engine, database_url, boundary)
 
 
