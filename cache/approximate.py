@@ -68,6 +68,7 @@ class ApproximateCache:
             writer=writer,
             objects=objects,
             neighbours=settings.cache_neighbours,
+            own_newest=settings.cache_own_newest,
             rules=settings.choice_rules,
             clock=clock,
         )

@@ -22,7 +22,7 @@ from cache.policies import RULES, choose_victims
 from cache.removal import (
     Removed,
     batches,
-    delete_doomed_objects,
+    delete_doomed_batches,
     lock_states,
     remove_states,
 )
@@ -241,8 +241,10 @@ def _delete_objects(
     engine: Engine, objects: ObjectStore, *, now: datetime, limit: int | None
 ) -> int:
     """Delete doomed objects; where the store is away they stay doomed, and the next run goes on."""
+    num_deleted = 0
     try:
-        return delete_doomed_objects(engine, objects, now=now, limit=limit)
+        for num in delete_doomed_batches(engine, objects, now=now, limit=limit):
+            num_deleted += num
     except ObjectStoreError as error:
         logger.warning("doomed objects not deleted", extra={"error": str(error)})
-        return 0
+    return num_deleted

@@ -116,15 +116,36 @@ _NEAREST = """
          SELECT p.id, p.owner, p.prompt_hash, p.source_job_id,
                 p.embedding::halfvec({dimension}) <=> CAST(:embedding AS halfvec({dimension}))
                 AS distance
-           FROM cached_prompts p
-          WHERE p.scope_id = :scope_id
-            AND {is_within_reach}
+           FROM {rows} p
+          WHERE {is_within_reach}
             AND (p.expires_at IS NULL OR p.expires_at > :now)
           ORDER BY distance
           LIMIT :neighbours
 """
 
-_WITHIN_REACH = {Sharing.USER: "p.owner = :owner", Sharing.NAMESPACE: "p.is_shared"}
+# Who asks mostly starts from a prompt of their own, and from one of the last: those are compared
+# exactly, so that the graph needs fewer candidates for everybody else's. The owner '' is all who
+# gave no name: theirs are not one's own.
+_OWN_NEWEST = """(
+                SELECT *
+                  FROM cached_prompts
+                 WHERE scope_id = :scope_id AND owner = :owner AND owner <> '' AND is_shared
+                 ORDER BY id DESC
+                 LIMIT :own_newest)"""
+
+_NEAREST_OF_ALL = """
+         SELECT *
+           FROM (({anybody})
+                 UNION
+                 ({own})) either
+          ORDER BY distance
+          LIMIT :neighbours
+"""
+
+_WITHIN_REACH = {
+    Sharing.USER: "p.scope_id = :scope_id AND p.owner = :owner",
+    Sharing.NAMESPACE: "p.scope_id = :scope_id AND p.is_shared",
+}
 
 
 def find(
@@ -135,6 +156,7 @@ def find(
     owner: str,
     allowances: Sequence[Allowance],
     neighbours: int,
+    own_newest: int,
     now: datetime,
     rules: ChoiceRules = ANY_STATE,
     prompt_hash: str | None = None,
@@ -142,8 +164,9 @@ def find(
 ) -> Hit | None:
     """The state that skips the most steps, among the nearest prompts; one statement, read-only.
 
-    `embedding` is from `embedding_text`. Among states that skip equally many and are about as near
-    (`rules`), the number `choice` decides, as a die would; the same number decides the same.
+    `embedding` is from `embedding_text`. Under namespace sharing the owner's `own_newest` prompts are
+    compared exactly, beside a search of all. Among states that skip equally many and are about as
+    near (`rules`), the number `choice` decides, as a die would; the same number decides the same.
     """
     wanted = {
         "scope_id": scope.id,
@@ -152,6 +175,7 @@ def find(
         "ks": [allowance.k for allowance in allowances],
         "floors": [allowance.floor for allowance in allowances],
         "neighbours": neighbours,
+        "own_newest": own_newest,
         "now": now,
         "prompt_hash": prompt_hash,
         "k_again": rules.k_again(scope.spec.num_inference_steps),
@@ -182,8 +206,15 @@ def _find_statement(sharing: Sharing, dimension: int, *, is_capped: bool) -> Tex
 
 
 def _nearest(sharing: Sharing, dimension: int) -> str:
-    reach = _WITHIN_REACH[sharing]
-    return _NEAREST.format(dimension=int(dimension), is_within_reach=reach).strip()
+    def of(rows: str, is_within_reach: str) -> str:
+        return _NEAREST.format(
+            dimension=int(dimension), rows=rows, is_within_reach=is_within_reach
+        ).strip()
+
+    found = of("cached_prompts", _WITHIN_REACH[sharing])
+    if sharing is Sharing.USER:
+        return found
+    return _NEAREST_OF_ALL.format(anybody=found, own=of(_OWN_NEWEST, "true")).strip()
 
 
 def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:

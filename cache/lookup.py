@@ -78,6 +78,7 @@ class Lookup:
     writer: Engine
     objects: ObjectStore
     neighbours: int
+    own_newest: int
     rules: ChoiceRules
     clock: Callable[[], datetime]
 
@@ -103,6 +104,7 @@ class Lookup:
                 owner=asker.owner,
                 allowances=scope.selector.allowances(scope.spec.num_inference_steps),
                 neighbours=self.neighbours,
+                own_newest=self.own_newest,
                 now=self.clock(),
                 rules=self.rules,
                 prompt_hash=asker.prompt_hash,

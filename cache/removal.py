@@ -120,15 +120,22 @@ def delete_doomed_objects(
     Answers how many are gone. Raises ObjectStoreError: what was not deleted stays doomed. Deleting
     twice is harmless, so a crash anywhere costs a repetition.
     """
+    return sum(delete_doomed_batches(engine, objects, now=now, limit=limit))
+
+
+def delete_doomed_batches(
+    engine: Engine, objects: ObjectStore, *, now: datetime, limit: int | None = None
+) -> Iterator[int]:
+    """The same, lazily: yields how many of each batch are gone, for who counts up to an error."""
     num_deleted, batch = 0, OBJECTS_PER_REQUEST * PARALLEL_REQUESTS
     with ThreadPoolExecutor(PARALLEL_REQUESTS, thread_name_prefix="delete") as pool:
         while limit is None or num_deleted < limit:
             wanted = batch if limit is None else min(batch, limit - num_deleted)
             num = _delete_batch(engine, objects, pool, now=now, limit=wanted)
+            yield num
             num_deleted += num
             if num < wanted:
                 break
-    return num_deleted
 
 
 def _delete_batch(

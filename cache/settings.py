@@ -66,6 +66,9 @@ class CacheSettings(BaseSettings):
     """Steps kept, as fractions of num_inference_steps, comma separated; unset: the thresholds'."""
     cache_neighbours: Annotated[int, Field(ge=1, le=1_000)] = 10
     """Nearest prompts among which the largest usable k is taken."""
+    cache_own_newest: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Newest prompts of the job's own user that are compared exactly, beside a search of the whole
+    namespace by its index; under namespace sharing only. 0 trusts the index alone."""
     cache_choice_margin: Annotated[float, Field(ge=0, le=0.1)] = 0.005
     """Among states that skip equally many steps, one is chosen at random whose prompt's similarity
     is within this much of the nearest's."""

@@ -138,6 +138,14 @@ cached_prompts = Table(
     Column("expires_at", _INSTANT, comment="null: until evicted"),
     # The exact search of user sharing, and what a refresh replaces.
     Index("ix_cached_prompts_scope_owner", "scope_id", "owner", "prompt_hash"),
+    # The newest of one's own, under namespace sharing.
+    Index(
+        "ix_cached_prompts_own_newest",
+        "scope_id",
+        "owner",
+        "id",
+        postgresql_where=text("is_shared AND owner <> ''"),
+    ),
     Index("ix_cached_prompts_source_job", "source_job_id"),
     Index(
         "ix_cached_prompts_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")

@@ -82,6 +82,7 @@ def look_up(engine: Engine, scope: Scope, query: Any) -> tuple[float, float]:
             owner=query.owner,
             allowances=scope.selector.allowances(NUM_STEPS),
             neighbours=NEIGHBOURS,
+            own_newest=0,  # shared by user
             now=datetime.now(UTC),
         )
     return began, time.monotonic() - began

@@ -301,14 +301,14 @@ def _print_swept(m: int, ef_construction: int, ef_search: int, found: dict[str, 
 
 
 def _settings(database: Database, options: argparse.Namespace, **changes: Any) -> CacheSettings:
-    if options.ef_search is not None:
-        changes = {"cache_index_ef_search": options.ef_search, **changes}
-    return settings_of(
-        database,
-        cache_index_memory_bytes=options.memory_bytes,
-        cache_index_workers=options.workers,
-        **changes,
-    )
+    chosen = {
+        "cache_index_memory_bytes": options.memory_bytes,
+        "cache_index_workers": options.workers,
+        "cache_index_ef_search": options.ef_search,
+        "cache_own_newest": options.own_newest,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return settings_of(database, **{**given, **changes})
 
 
 def _print_population(
@@ -352,6 +352,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="try other parameters of the index")
     parser.add_argument("--churn", action="store_true", help="replace all rows, several times")
     parser.add_argument("--ef-search", type=int, help="candidates that a search of the index keeps")
+    parser.add_argument("--own-newest", type=int, help="prompts of one's own compared exactly")
     parser.add_argument("--small-scopes", type=int, default=0, help="put so many beside a large")
     parser.add_argument("--shared-buffers", default="4GB", help="memory of PostgreSQL")
     parser.add_argument("--memory-bytes", type=int, default=4 * 1024**3, help="for index builds")

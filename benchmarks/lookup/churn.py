@@ -129,7 +129,7 @@ def _turn_over(churn: Churn) -> None:
             rows = slice(start, min(start + BATCH, churn.end))
             queries = queries_of(_part(churn.prompts, rows), [churn.scope])
             for query in queries[::HIT_EVERY]:
-                find(looker, query)
+                find(looker, query, churn.settings)
             num_dead += _replace(writer, churn, queries, rows)
             if num_dead > VACUUM_SHARE * churn.size:
                 vacuum(churn.database)

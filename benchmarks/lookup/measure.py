@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, text
 
 from benchmarks.lookup.database import owner_names
-from benchmarks.lookup.exact import NEIGHBOURS, NUM_STEPS, SAME, Answer
+from benchmarks.lookup.exact import NUM_STEPS, SAME, Answer
 from benchmarks.lookup.vectors import Prompts
 from cache import index
 from cache.database import connect, transaction
@@ -75,11 +75,11 @@ def measure(settings: CacheSettings, queries: Sequence[Query]) -> Measured:
     engine = reader(settings)
     try:
         for query in queries[:WARM_UP]:
-            find(engine, query)
+            find(engine, query, settings)
         before_s = _server_cpu_s(engine)
-        seconds, ks = _timed(engine, queries)
+        seconds, ks = _timed(engine, queries, settings)
         server_cpu_s = (_server_cpu_s(engine) - before_s) / len(queries)
-        similarities = [_nearest_similarity(engine, query) for query in queries]
+        similarities = [_nearest_similarity(engine, query, settings) for query in queries]
     finally:
         engine.dispose()
     return Measured(
@@ -110,25 +110,25 @@ def _client(settings: CacheSettings, queries: Sequence[Query]) -> NDArray[np.flo
     engine = reader(settings)
     try:
         for query in queries[: WARM_UP // CLIENTS]:
-            find(engine, query)
-        return _timed(engine, queries)[0]
+            find(engine, query, settings)
+        return _timed(engine, queries, settings)[0]
     finally:
         engine.dispose()
 
 
 def _timed(
-    engine: Engine, queries: Sequence[Query]
+    engine: Engine, queries: Sequence[Query], settings: CacheSettings
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     seconds, ks = np.empty(len(queries)), np.zeros(len(queries), np.int64)
     for number, query in enumerate(queries):
         started = time.perf_counter()
-        hit = find(engine, query)
+        hit = find(engine, query, settings)
         seconds[number] = time.perf_counter() - started
         ks[number] = 0 if hit is None else hit.k
     return seconds, ks
 
 
-def find(engine: Engine, query: Query) -> Hit | None:
+def find(engine: Engine, query: Query, settings: CacheSettings) -> Hit | None:
     """One lookup, as `cache.lookup` does it."""
     with transaction(engine) as connection:
         return index.find(
@@ -137,17 +137,19 @@ def find(engine: Engine, query: Query) -> Hit | None:
             query.embedding,
             owner=query.owner,
             allowances=query.scope.selector.allowances(NUM_STEPS),
-            neighbours=NEIGHBOURS,
+            neighbours=settings.cache_neighbours,
+            own_newest=settings.cache_own_newest,
             now=NOW,
         )
 
 
-def _nearest_similarity(engine: Engine, query: Query) -> float:
+def _nearest_similarity(engine: Engine, query: Query, settings: CacheSettings) -> float:
     wanted = {
         "scope_id": query.scope.id,
         "owner": query.owner,
         "embedding": query.embedding,
-        "neighbours": NEIGHBOURS,
+        "neighbours": settings.cache_neighbours,
+        "own_newest": settings.cache_own_newest,
         "now": NOW,
     }
     with transaction(engine) as connection:

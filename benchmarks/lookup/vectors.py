@@ -1,8 +1,9 @@
-"""Prompts as vectors: users who iterate on their own prompts, as near to each other as real ones.
+"""Prompts as vectors: users who iterate on prompts, as near to each other as real ones.
 
-A user's first prompt is a direction of its own; each later one lies at a cosine, drawn from a real
-log's, from one of the user's last prompts. The users and the order of their prompts are a real
-log's, tiled until there are enough.
+A user's first prompt is a direction of its own; each later one starts from another, the user's own
+or, less often, somebody else's of the scope, at a cosine from it. Whose, how many prompts ago and
+how near are drawn from a real log's. The users and the order of their prompts are that log's,
+tiled until there are enough.
 """
 
 from __future__ import annotations
@@ -20,20 +21,32 @@ from evaluation.trace import UNKNOWN, read_trace
 
 Halves = NDArray[np.float16]
 
-# Cosines to the nearest earlier prompt at 0, 5, ... 100 % of a log's prompts, as printed by
+# Of users who asked before: cosines to the nearest earlier prompt at 0, 5, ... 100 % of theirs. By
 # python -m benchmarks.lookup.quantiles ../shared/traces/discord-dream-10.jsonl.gz --rows 17000
 NEAREST_OF_ANYBODY: Final = (
-    0.073, 0.450, 0.503, 0.542, 0.574, 0.605, 0.632, 0.662, 0.694, 0.729, 0.768,
-    0.811, 0.851, 0.889, 0.921, 0.949, 0.970, 0.986, 1.000, 1.000, 1.000,
+    0.157, 0.452, 0.514, 0.557, 0.598, 0.631, 0.669, 0.704, 0.746, 0.786, 0.825,
+    0.859, 0.892, 0.919, 0.943, 0.963, 0.979, 0.992, 1.000, 1.000, 1.000,
 )  # fmt: skip
 NEAREST_OF_OWN: Final = (
     -0.132, 0.191, 0.278, 0.356, 0.430, 0.511, 0.581, 0.651, 0.718, 0.772, 0.818,
     0.854, 0.890, 0.917, 0.942, 0.962, 0.978, 0.991, 1.000, 1.000, 1.000,
 )  # fmt: skip
+# How often the nearest is somebody else's; how near it is when it is that, or when it is one's own;
+# how many of one's prompts ago the nearest of one's own was.
+SHARE_OF_OTHERS: Final = 0.321
+OTHERS_WHERE_NEAREST: Final = (
+    0.157, 0.382, 0.423, 0.454, 0.480, 0.502, 0.518, 0.533, 0.551, 0.567, 0.585,
+    0.599, 0.614, 0.627, 0.646, 0.663, 0.682, 0.703, 0.739, 0.790, 1.000,
+)  # fmt: skip
+OWN_WHERE_NEAREST: Final = (
+    0.301, 0.622, 0.691, 0.740, 0.777, 0.809, 0.836, 0.860, 0.883, 0.905, 0.922,
+    0.940, 0.953, 0.967, 0.977, 0.986, 0.994, 1.000, 1.000, 1.000, 1.000,
+)  # fmt: skip
+BACK_SHARES: Final = (0.0, 0.50, 0.75, 0.90, 0.95, 0.98, 0.99, 0.997, 1.0)
+OWN_BACK: Final = (1, 1, 4, 10, 21, 43, 72, 123, 285)
 STRANGERS: Final = 0.6  # cosine to the nearest prompt of somebody else, at the median
 SCOPE_SHARES: Final = (0.80, 0.15, 0.05)
 REPEATED: Final = 0.9995  # from here on a prompt is the same one again
-LAST: Final = 3  # prompts of a user from which the next starts
 CHUNK: Final = 50_000
 K_SET: Final = (5, 10, 15, 20, 25)  # of N = 50, the paper's
 HOLES: Final = 0.1  # share of states that were evicted
@@ -59,16 +72,14 @@ def make_prompts(
     chance = np.random.default_rng(SEED)
     users = tiled(named_users(log), num)
     asked = chance.choice(users, num_queries)  # who asked often asks again
-    walk = _Walk(dimension, num, chance)
-    vectors = walk.vectors(users)
     scope_of_user = chance.choice(len(SCOPE_SHARES), users.max() + 1, p=SCOPE_SHARES)
     scope_of_user = scope_of_user.astype(np.int32)
-    return (
-        Prompts(vectors=vectors, users=users, scopes=scope_of_user[users]),
-        Prompts(
-            vectors=walk.next_of(vectors, users, asked), users=asked, scopes=scope_of_user[asked]
-        ),
+    walk = _Walk(users, scope_of_user[users], dimension, chance)
+    cached = Prompts(vectors=walk.vectors(), users=users, scopes=scope_of_user[users])
+    queries = Prompts(
+        vectors=walk.next_of(cached.vectors, asked), users=asked, scopes=scope_of_user[asked]
     )
+    return cached, queries
 
 
 def make_kept(num: int) -> NDArray[np.bool_]:
@@ -80,7 +91,10 @@ def make_kept(num: int) -> NDArray[np.bool_]:
 
 def log_quantiles(shares: NDArray[np.float64], sharing: Sharing) -> NDArray[np.float64]:
     """The log's cosines to the nearest earlier prompt, at shares of its prompts."""
-    known = NEAREST_OF_OWN if sharing is Sharing.USER else NEAREST_OF_ANYBODY
+    return _quantiles(NEAREST_OF_OWN if sharing is Sharing.USER else NEAREST_OF_ANYBODY, shares)
+
+
+def _quantiles(known: Sequence[float], shares: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.interp(shares, np.linspace(0, 1, len(known)), known)
 
 
@@ -103,64 +117,88 @@ def tiled(users: NDArray[np.int32], num: int) -> NDArray[np.int32]:
 class _Walk:
     """Draws vectors: directions from a subspace of as many dimensions as keep strangers apart."""
 
-    def __init__(self, dimension: int, num: int, chance: np.random.Generator) -> None:
+    def __init__(
+        self,
+        users: NDArray[np.int32],
+        scopes: NDArray[np.int32],
+        dimension: int,
+        chance: np.random.Generator,
+    ) -> None:
         self._chance = chance
         # On a sphere of d dimensions the nearest of n has cosine c where n (1-c^2)^((d-1)/2) = 1.
-        rank = min(dimension, round(1 - 2 * np.log(num) / np.log(1 - STRANGERS**2)))
+        rank = min(dimension, round(1 - 2 * np.log(len(users)) / np.log(1 - STRANGERS**2)))
         basis = np.linalg.qr(chance.standard_normal((dimension, rank)))[0]
         self._basis = basis.T.astype(np.float32)  # [rank, dim]
+        self._scopes = scopes
+        by_user = np.argsort(users, kind="stable")
+        starts = np.flatnonzero(np.diff(users[by_user], prepend=-1))
+        # Rows with each user's together, and where in it a row is.
+        self._by_user, self._users = by_user, users[by_user]
+        self._positions = np.argsort(by_user)
+        # Which of its user's prompts a row is.
+        num_of_user = np.diff(starts, append=len(users))
+        self._places = self._positions - np.repeat(starts, num_of_user)[self._positions]
+        # Rows as they are drawn: everybody's first, everybody's second, ...; also by scope.
+        self._drawn = np.argsort(self._places, kind="stable")
+        self._of_scope = [self._drawn[scopes[self._drawn] == s] for s in range(len(SCOPE_SHARES))]
 
-    def vectors(self, users: NDArray[np.int32]) -> Halves:
-        """[n, dim]: for each row the next prompt of its user."""
-        order, starts = _by_user(users)
-        ranks = np.arange(len(users)) - np.repeat(starts, np.diff(starts, append=len(users)))
-        by_rank = np.argsort(ranks, kind="stable")  # positions in `order`
-        found = np.empty((len(users), self._basis.shape[1]), dtype=np.float16)
-        ends = np.cumsum(np.bincount(ranks))
-        for rank, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            for positions in _chunks(by_rank[start:end]):
-                back = self._back(np.full(len(positions), rank))
-                parents = found[order[positions - back]]
-                is_first = rank == 0
-                rows = self._fresh(len(positions)) if is_first else self._edited(parents)
-                found[order[positions]] = rows
+    def vectors(self) -> Halves:
+        """[n, dim]: one for each row."""
+        found = np.empty((len(self._users), self._basis.shape[1]), dtype=np.float16)
+        ends = np.cumsum(np.bincount(self._places))
+        for place, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            for rows in _chunks(self._drawn[start:end]):
+                if place == 0:
+                    found[rows] = self._fresh(len(rows))
+                else:
+                    own = self._by_user[self._positions[rows] - self._backs(self._places[rows])]
+                    found[rows] = self._started(found, own, place)
         return found
 
-    def next_of(
-        self, vectors: Halves, users: NDArray[np.int32], asked: NDArray[np.int32]
-    ) -> Halves:
+    def next_of(self, vectors: Halves, asked: NDArray[np.int32]) -> Halves:
         """[len(asked), dim]: one more prompt of each user, who has some already."""
-        order, _ = _by_user(users)
-        ordered = users[order]
-        first, end = (np.searchsorted(ordered, asked, side=side) for side in ("left", "right"))
-        return self._edited(vectors[order[end - self._back(end - first)]])
+        first, end = (np.searchsorted(self._users, asked, side=side) for side in ("left", "right"))
+        own = self._by_user[end - self._backs(end - first)]
+        return self._started(vectors, own, len(vectors))
 
-    def _back(self, num_before: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many prompts ago the one was that is changed; 0 where there is none."""
-        last = np.minimum(num_before, LAST)
-        back: NDArray[np.int64] = np.where(
-            last > 0, 1 + (self._chance.random(len(last)) * last).astype(np.int64), 0
-        )
-        return back
+    def _backs(self, num_before: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of the user's prompts ago the one was that the next starts from."""
+        drawn = np.interp(self._chance.random(len(num_before)), BACK_SHARES, OWN_BACK)
+        backs: NDArray[np.int64] = np.minimum(np.ceil(drawn).astype(np.int64), num_before)
+        return backs
 
     def _fresh(self, num: int) -> NDArray[np.float32]:
         drawn = self._chance.standard_normal((num, len(self._basis)), dtype=np.float32)
         return _unit(drawn @ self._basis)
 
-    def _edited(self, parents: Halves) -> Halves:
-        """[n, dim]: at a cosine of each parent that a real log has."""
-        cosines = log_quantiles(self._chance.random(len(parents)), Sharing.NAMESPACE)[:, None]
+    def _started(self, vectors: Halves, own: NDArray[np.int64], place: int) -> Halves:
+        """[n, dim]: from one's own rows, or from others' that are drawn: all before `place`."""
+        is_others = self._chance.random(len(own)) < SHARE_OF_OTHERS
+        parents = np.where(is_others, self._others(self._scopes[own], place), own)
+        shares = self._chance.random(len(own))
+        cosines = np.where(
+            is_others,
+            _quantiles(OTHERS_WHERE_NEAREST, shares),
+            _quantiles(OWN_WHERE_NEAREST, shares),
+        )
+        return self._edited(vectors[parents], cosines[:, None])
+
+    def _others(self, scopes: NDArray[np.int32], place: int) -> NDArray[np.int64]:
+        """A row of each scope, of anybody."""
+        found = np.empty(len(scopes), np.int64)
+        for scope, rows in enumerate(self._of_scope):
+            asked = scopes == scope
+            num_drawn = int(np.searchsorted(self._places[rows], place))
+            found[asked] = rows[self._chance.integers(num_drawn, size=asked.sum())]
+        return found
+
+    def _edited(self, parents: Halves, cosines: NDArray[np.float64]) -> Halves:
+        """[n, dim]: at a cosine from each parent."""
         origin = _unit(parents.astype(np.float32))
         aside = self._fresh(len(parents))
         aside = _unit(aside - (aside * origin).sum(1, keepdims=True) * origin)
         moved = cosines * origin + np.sqrt(1 - cosines**2) * aside
         return np.where(cosines >= REPEATED, parents, moved.astype(np.float16))
-
-
-def _by_user(users: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows with each user's together, in their order; and where in it each user begins."""
-    order = np.argsort(users, kind="stable")
-    return order, np.flatnonzero(np.diff(users[order], prepend=-1))
 
 
 def _chunks(rows: NDArray[np.int64]) -> Sequence[NDArray[np.int64]]:

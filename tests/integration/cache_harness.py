@@ -232,3 +232,21 @@ def insert(
 
 def use(engine: Engine, state_id: int, steps: int, *, at: datetime = START, times: int = 1) -> None:
     add_uses(engine, {state_id: Uses(uses=times, steps_saved=steps * times, last_used_at=at)})
+
+
+def lookup_values(scope: Scope, owner: str, embedding: Sequence[float] = QUERY) -> dict[str, Any]:
+    """Values for `index.find_statement`, of which `index.nearest_statement` takes some."""
+    return {
+        "scope_id": scope.id,
+        "owner": owner,
+        "embedding": embedding_text(embedding, len(embedding)),
+        "prompt_hash": None,
+        "ks": [5, 25],
+        "floors": [0.6, 0.9],
+        "neighbours": 10,
+        "own_newest": 100,
+        "now": START,
+        "k_again": 50,
+        "margin": 0.0,
+        "choice": 0,
+    }

@@ -20,19 +20,19 @@ from sqlalchemy import Engine, text
 from cache import index
 from cache.approximate import ApproximateCache
 from cache.database import connect, transaction
-from cache.entry import Embedding, MissReason, Scope, Sharing, StateKind, embedding_text
+from cache.entry import Embedding, MissReason, Scope, Sharing, StateKind
 from cache.lookup import Found
 from cache.objects import S3Objects
 from cache.store import NewState
 from tests.integration.cache_harness import (
     DIMENSION,
     QUERY,
-    START,
     at_cosine,
     empty,
     entry,
     insert,
     latents,
+    lookup_values,
     migrated,
     register,
     running_cache,
@@ -246,23 +246,10 @@ def crowd(engine: Engine, boundary: Boundary, party: Party, num: int) -> None:
 
 def rows_read(reader: Engine, scope: Scope, party: Party) -> int:
     """Rows that PostgreSQL touched for a lookup, those that it threw away included."""
-    wanted = {
-        "scope_id": scope.id,
-        "owner": party.owner,
-        "embedding": embedding_text(QUERY, DIMENSION),
-        "prompt_hash": None,
-        "ks": [5, 25],
-        "floors": [0.6, 0.9],
-        "neighbours": 10,
-        "now": START,
-        "k_again": 50,
-        "margin": 0.0,
-        "choice": 0,
-    }
     explain = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) "
     with transaction(reader) as connection:
         statement = text(explain + index.find_statement(scope).text)
-        [found] = connection.execute(statement, wanted).scalar_one()
+        [found] = connection.execute(statement, lookup_values(scope, party.owner)).scalar_one()
     return rows_of(found["Plan"])
 
 

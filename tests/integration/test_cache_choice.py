@@ -59,6 +59,7 @@ def find(
             owner=owner,
             allowances=scope.selector.allowances(50),
             neighbours=10,
+            own_newest=100,
             now=START,
             rules=rules,
             prompt_hash=prompt_hash,

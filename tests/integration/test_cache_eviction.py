@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from cache import removal
 from cache.database import transaction
 from cache.errors import ObjectStoreError
 from cache.eviction import EvictionReport, clear, evict
@@ -276,6 +277,30 @@ def test_objects_that_could_not_be_deleted_are_deleted_later(
     report = evict(engine, objects, with_capacity(database_url, 1), now=START)
     assert (report.objects_removed, report.objects_left) == (1, 0)
     assert objects.stored == {}
+
+
+class FailingObjects(MemoryObjects):
+    """Goes away after some requests to delete."""
+
+    requests_left = 2
+
+    def delete_many(self, keys: Iterable[str]) -> dict[str, str]:
+        if not self.requests_left:
+            raise ObjectStoreError("away")
+        self.requests_left -= 1
+        return super().delete_many(keys)
+
+
+def test_what_was_deleted_before_the_store_went_away_is_counted(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "OBJECTS_PER_REQUEST", 1)
+    monkeypatch.setattr(removal, "PARALLEL_REQUESTS", 1)
+    objects = FailingObjects()
+    insert(engine, register(engine), [(k, 100) for k in (5, 10, 15, 20)], objects=objects)
+    report = evict(engine, objects, with_capacity(database_url, 1), now=START)
+    assert (report.evicted_states, report.objects_removed, report.objects_left) == (4, 2, 2)
+    assert len(objects.stored) == 2
 
 
 def test_two_runs_at_once_do_not_evict_twice_as_much(

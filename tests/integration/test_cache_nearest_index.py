@@ -10,12 +10,13 @@ from sqlalchemy import Engine, text
 
 from cache import index, scopes
 from cache.database import connect, transaction
-from cache.entry import Scope, Sharing, StateKind, embedding_text
+from cache.entry import Scope, Sharing, StateKind
 from cache.nearest_index import LOCK_ID, IndexReport, maintain, search_options
 from cache.settings import CacheSettings
 from migrations import migrate
 from tests.integration.cache_harness import (
     START,
+    lookup_values,
     migrated,
     rows,
     settings,
@@ -26,15 +27,7 @@ ROWS_MIN = 400
 LARGE, SMALL = 1_000, 20  # rows of a scope
 DIMENSION = 384  # as wide as real ones: the planner weighs pages
 NOTHING = IndexReport()
-WANTED = {
-    "embedding": embedding_text([1.0] + [0.0] * (DIMENSION - 1), DIMENSION),
-    "neighbours": 10,
-    "now": START,
-    "prompt_hash": None,
-    "k_again": 50,
-    "margin": 0.0,
-    "choice": 0,
-}
+QUERY = (1.0,) + (0.0,) * (DIMENSION - 1)
 
 
 @pytest.fixture
@@ -96,16 +89,18 @@ def analyze(engine: Engine) -> None:
         connection.execute(text("ANALYZE"))
 
 
-def plan_of(reader: Engine, scope: Scope, *, owner: str = "ann") -> str:
-    wanted = {**WANTED, "scope_id": scope.id, "owner": owner, "ks": [5, 25], "floors": [0.6, 0.9]}
+def plan_of(reader: Engine, scope: Scope, *, owner: str = "bob") -> str:
+    wanted = lookup_values(scope, owner, QUERY)
     with transaction(reader) as connection:
         statement = text("EXPLAIN (COSTS OFF) " + index.find_statement(scope).text)
         return "\n".join(connection.execute(statement, wanted).scalars())
 
 
-def nearest(reader: Engine, scope: Scope, *, owner: str = "ann") -> list[Any]:
+def nearest(
+    reader: Engine, scope: Scope, *, owner: str = "bob", own_newest: int = 100
+) -> list[Any]:
+    wanted = {**lookup_values(scope, owner, QUERY), "own_newest": own_newest}
     with transaction(reader) as connection:
-        wanted = {**WANTED, "scope_id": scope.id, "owner": owner}
         return list(connection.execute(index.nearest_statement(scope), wanted).all())
 
 
@@ -198,6 +193,48 @@ def test_the_index_finds_what_exact_search_finds(
     assert found[0] == exact[0]
     distances = [row.distance for row in exact]
     assert [row.distance for row in found] == pytest.approx(distances, abs=1e-3)
+
+
+def test_the_newest_of_ones_own_are_compared_beside_what_the_index_finds(
+    engine: Engine, database_url: str, chosen: CacheSettings
+) -> None:
+    scope = filled(engine, "large", LARGE)
+    filled(engine, "large", SMALL, owner="bob")
+    filled(engine, "large", SMALL, owner="")
+    maintain(chosen)
+    blind = {"hnsw.ef_search": "1", "hnsw.iterative_scan": "off"}  # the index finds one row
+    reader = connect(database_url, is_reader=True, options=blind)
+    try:
+        by_index = nearest(reader, scope, own_newest=0)
+        assert len(by_index) == 1
+        newest = bobs_newest(engine, 5)
+        found = nearest(reader, scope, own_newest=5)
+        assert {row.id for row in found} == {*newest, *(row.id for row in by_index)}
+        assert [row.distance for row in found] == sorted(row.distance for row in found)
+        assert len(nearest(reader, scope, own_newest=SMALL)) == 10
+        nobodys = nearest(reader, scope, owner="", own_newest=SMALL)
+        assert [row.id for row in nobodys] == [row.id for row in by_index]
+        plan = plan_of(reader, scope)
+        assert "Index Scan Backward using ix_cached_prompts_own_newest" in plan, plan
+    finally:
+        reader.dispose()
+
+
+def bobs_newest(engine: Engine, num: int) -> list[int]:
+    found = rows(
+        engine,
+        "SELECT id FROM cached_prompts WHERE owner = 'bob' ORDER BY id DESC LIMIT :num",
+        num=num,
+    )
+    return [row.id for row in found]
+
+
+def test_what_was_stored_under_user_sharing_is_not_among_ones_own(
+    engine: Engine, reader: Engine
+) -> None:
+    scope = filled(engine, "small", SMALL, owner="bob")
+    rows(engine, "UPDATE cached_prompts SET is_shared = false RETURNING id")
+    assert nearest(reader, scope) == []
 
 
 def test_deleted_rows_do_not_hide_the_living(

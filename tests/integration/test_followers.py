@@ -7,25 +7,19 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cache.entry import Sharing, StateKind
-from cache.settings import CacheSettings
-from migrations.migrate import upgrade
 from producer.contract import CacheOutcome, Status
 from producer.result import CacheReport, JobResult
-from producer.settings import ProducerSettings
-from tests.tiny_pipeline import build_tiny_pipeline
 from workers.app import build_app
 from workers.denoising.errors import DenoisingFailed
 from workers.gpu_process import GpuProcess, gpu_process
 from workers.gpu_tasks import run_job
 from workers.leaders import Place
 from workers.process_settings import ProcessSettings
-from workers.settings import WorkerSettings
 
 QUEUE = "generate.tiny.0"
 N = 10
@@ -35,25 +29,9 @@ TIMEOUT_S = 60.0
 Job = dict[str, object]
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_pipeline(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) -> ProcessSettings:
-    upgrade(database_url)
-    return ProcessSettings(
-        producer=ProducerSettings(broker_url=broker_url),
-        cache=CacheSettings.load(
-            database_url=database_url,
-            s3_url=s3_url,
-            cache_budget_s=20,
-            cache_state_kind=StateKind.FINAL,
-            cache_reroll_fraction=1.0,
-        ),
-        worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
-    )
+def cache_options() -> dict[str, Any]:
+    return {"cache_state_kind": StateKind.FINAL}
 
 
 @contextmanager
@@ -62,12 +40,6 @@ def started(settings: ProcessSettings) -> Iterator[GpuProcess]:
     with gpu_process(settings, app) as running:
         yield running
     app.close()
-
-
-@pytest.fixture
-def process(settings: ProcessSettings) -> Iterator[GpuProcess]:
-    with started(settings) as running:
-        yield running
 
 
 def seeds(*numbers: int, **fields: object) -> list[Job]:

@@ -25,28 +25,22 @@ from celery.exceptions import Ignore
 from kombu.entity import Queue
 from sqlalchemy import Engine, text
 
-from cache.database import connect
+from cache.entry import StateKind
 from cache.forgotten import JobSubject, NamespaceSubject, Subject, UserSubject
 from cache.objects import S3Objects
-from cache.settings import CacheSettings
 from fleet.cli import main
-from migrations.migrate import upgrade
 from producer.broker import open_connection
 from producer.contract import CacheOutcome, GenerationJob
 from producer.result import JobResult, StoredImage
-from producer.settings import ProducerSettings
 from producer.submission import publish
 from producer.trace import Traces
-from tests.tiny_pipeline import build_tiny_pipeline
-from workers.app import build_app
 from workers.forgetting import ForgetReport, Forgetter
-from workers.gpu_process import GpuProcess, gpu_process
+from workers.gpu_process import GpuProcess
 from workers.gpu_tasks import register, run_job
 from workers.images import Images
 from workers.job_records import JobRecords
 from workers.ledger import Ledger
 from workers.process_settings import ProcessSettings
-from workers.settings import WorkerSettings
 
 QUEUE = "generate.tiny.0"
 ADA = UserSubject(namespace="studio", user="ada.lovelace")
@@ -62,50 +56,9 @@ TABLES = (
 )
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_pipeline(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) -> ProcessSettings:
-    upgrade(database_url)
-    return ProcessSettings(
-        producer=ProducerSettings(broker_url=broker_url),
-        cache=CacheSettings.load(
-            database_url=database_url,
-            s3_url=s3_url,
-            cache_budget_s=20,
-            cache_state_kind="intermediate",
-            cache_reroll_fraction=1,  # the same words twice are the simplest hit
-        ),
-        worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
-    )
-
-
-@pytest.fixture
-def app(settings: ProcessSettings) -> Iterator[Celery]:
-    with closing(build_app(settings.producer, settings.worker)) as app:
-        yield app
-
-
-@pytest.fixture
-def process(settings: ProcessSettings, app: Celery) -> Iterator[GpuProcess]:
-    with gpu_process(settings, app) as running:
-        yield running
-
-
-@pytest.fixture
-def database(settings: ProcessSettings) -> Iterator[Engine]:
-    engine = connect(settings.cache.database_url.get_secret_value(), pool_size=12)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def objects(settings: ProcessSettings) -> Iterator[S3Objects]:
-    with closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value())) as store:
-        yield store
+def cache_options() -> dict[str, Any]:
+    return {"cache_state_kind": StateKind.INTERMEDIATE}
 
 
 @pytest.fixture

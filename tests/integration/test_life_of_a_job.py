@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,63 +16,27 @@ from celery.result import AsyncResult
 from kombu.entity import Queue
 from sqlalchemy import Engine, text
 
-from cache.database import connect
+from cache.entry import StateKind
 from cache.objects import S3Objects
 from cache.settings import CacheSettings
-from migrations.migrate import upgrade
 from producer.broker import open_connection
 from producer.contract import GENERATE_TASK, CacheOutcome, ErrorCode, GenerationJob, Status
 from producer.errors import JobFailed
 from producer.result import JobResult
-from producer.settings import ProducerSettings
 from producer.trace import Traces
-from tests.tiny_pipeline import build_tiny_pipeline
 from workers.app import GPU_WORKER_PREFIX, build_app
 from workers.cancellation import Cancellation
 from workers.gpu_process import GpuProcess, gpu_process
 from workers.gpu_tasks import register, run_job
 from workers.process_settings import ProcessSettings
 from workers.remote_control import cancellations_heard
-from workers.settings import WorkerSettings
 
 QUEUE = "generate.tiny.0"
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_pipeline(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) -> ProcessSettings:
-    upgrade(database_url)
-    return ProcessSettings(
-        producer=ProducerSettings(broker_url=broker_url),
-        # A loaded machine must not turn a hit into a miss.
-        cache=CacheSettings.load(
-            database_url=database_url,
-            s3_url=s3_url,
-            cache_budget_s=20,
-            cache_state_kind="intermediate",
-            cache_reroll_fraction=1,  # the same words twice are the simplest hit
-        ),
-        worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
-    )
-
-
-@pytest.fixture
-def process(settings: ProcessSettings) -> Iterator[GpuProcess]:
-    app = build_app(settings.producer, settings.worker)
-    with gpu_process(settings, app) as running:
-        yield running
-    app.close()
-
-
-@pytest.fixture
-def database(settings: ProcessSettings) -> Iterator[Engine]:
-    engine = connect(settings.cache.database_url.get_secret_value())
-    yield engine
-    engine.dispose()
+def cache_options() -> dict[str, Any]:
+    return {"cache_state_kind": StateKind.INTERMEDIATE}
 
 
 def fox(**fields: object) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from producer.queues import bucket_queue
 from producer.result import JobResult
 from producer.settings import ProducerSettings
 from tests.tiny_pipeline import build_tiny_pipeline
-from workers.app import build_app, declared
+from workers.app import declared
 from workers.denoising.errors import UnsupportedModel
 from workers.gpu_process import GpuProcess, gpu_process
 from workers.gpu_tasks import register, run_job
@@ -58,19 +57,6 @@ def settings(
             models_memory_bytes=1,  # room for one at a time
         ),
     )
-
-
-@pytest.fixture
-def app(settings: ProcessSettings) -> Iterator[Celery]:
-    app = build_app(settings.producer, settings.worker)
-    yield app
-    app.close()
-
-
-@pytest.fixture
-def process(settings: ProcessSettings, app: Celery) -> Iterator[GpuProcess]:
-    with gpu_process(settings, app) as running:
-        yield running
 
 
 def fox(**fields: object) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,74 +16,32 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, text
 
 from cache import namespaces
-from cache.database import connect, transaction
+from cache.database import transaction
 from cache.forgotten import JobSubject
 from cache.namespaces import RulesInForce, change_rules
 from cache.objects import S3Objects
-from cache.settings import CacheSettings
 from evaluation.report.shadow import read_pairs, save_scores, score_pairs, summarize
 from fleet.cli import main
-from migrations.migrate import upgrade
 from producer.broker import open_connection
 from producer.contract import CacheOutcome
 from producer.result import JobResult
-from producer.settings import ProducerSettings
 from producer.trace import Traces
-from tests.tiny_pipeline import build_tiny_pipeline
 from workers.app import build_app
 from workers.forgetting import Forgetter
-from workers.gpu_process import GpuProcess, gpu_process
+from workers.gpu_process import GpuProcess
 from workers.gpu_tasks import run_job
 from workers.image_sweep import sweep_images
 from workers.job_records import JobRecords
 from workers.process_settings import ProcessSettings
-from workers.settings import WorkerSettings
 
 QUEUE = "generate.tiny.0"
 N, K = 10, 5
 NOW = datetime.now(UTC)
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_pipeline(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def settings(database_url: str, broker_url: str, s3_url: str, model_path: Path) -> ProcessSettings:
-    upgrade(database_url)
-    return ProcessSettings(
-        producer=ProducerSettings(broker_url=broker_url),
-        cache=CacheSettings.load(
-            database_url=database_url,
-            s3_url=s3_url,
-            cache_budget_s=20,
-            cache_reroll_fraction=1.0,  # the same words may be reused
-        ),
-        worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
-    )
-
-
-@pytest.fixture
-def process(settings: ProcessSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuProcess]:
+@pytest.fixture(autouse=True)
+def _rules_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(namespaces, "REFRESH_S", 0.0)  # else the tests would wait for it
-    app = build_app(settings.producer, settings.worker)
-    with gpu_process(settings, app) as running:
-        yield running
-    app.close()
-
-
-@pytest.fixture
-def database(settings: ProcessSettings) -> Iterator[Engine]:
-    engine = connect(settings.cache.database_url.get_secret_value())
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def objects(settings: ProcessSettings) -> Iterator[S3Objects]:
-    with closing(S3Objects.from_url(settings.cache.s3_url.get_secret_value())) as store:
-        yield store
 
 
 @pytest.fixture
