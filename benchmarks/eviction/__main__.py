@@ -131,6 +131,7 @@ def _answer(measured: run.Measured) -> dict[str, Any]:
         "evicted": measured.report.evicted_states,
         "seconds": round(measured.seconds, 2),
         "row_seconds": round(measured.row_seconds, 2),
+        "s3_cpu_seconds": round(measured.s3_cpu_seconds, 2),
         "lookup_p99_ms_idle": round(float(np.percentile(measured.idle_ms, 99)), 2),
         "lookup_p99_ms_during": round(float(np.percentile(measured.during_ms, 99)), 2),
         "objects_left": measured.report.objects_left,
@@ -145,7 +146,8 @@ def _print_table(measured: run.Measured, options: argparse.Namespace) -> None:
     print(
         f"evicted {report.evicted_states:,} states ({report.evicted_bytes:,} bytes) and "
         f"{report.objects_removed:,} objects in {measured.seconds:.2f} s, "
-        f"the rows in the first {measured.row_seconds:.2f} s; "
+        f"the rows in the first {measured.row_seconds:.2f} s, "
+        f"the S3 server took {measured.s3_cpu_seconds:.1f} s of the cores; "
         f"{report.objects_left:,} objects left"
     )
     print(f"{'lookups':<12}{'number':>8}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}")

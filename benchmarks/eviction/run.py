@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import psutil
 from sqlalchemy import Engine, text
 
 from benchmarks.eviction import rows
@@ -29,6 +30,7 @@ PROJECT: Final = Path(__file__).resolve().parents[2]
 WRITERS: Final = 8
 FIRST_LOOKUP_TIMEOUT_S: Final = 120.0
 KEYS: Final = 5_000  # of one query
+S3_SERVER: Final = "weed"  # the name of its process
 
 _LIVE: Final = text("SELECT count(*) AS num, sum(num_bytes) AS num_bytes FROM state_uses")
 _KEYS_OF: Final = text("SELECT key FROM cached_states WHERE id = ANY(:ids)")
@@ -51,6 +53,8 @@ class Measured:
     seconds: float
     #: Of these, until all rows were gone and the first objects were to be deleted.
     row_seconds: float
+    #: Of all cores, that the object server took meanwhile.
+    s3_cpu_seconds: float
     idle_ms: list[float]
     during_ms: list[float]
     #: Objects whose rows are there, and which are gone.
@@ -108,19 +112,30 @@ def measure(
     with closing(objects), _lookups(settings.database_url.get_secret_value(), rate) as lookups:
         lookups.wait_first()
         time.sleep(idle_s)
+        cpu_before = _s3_cpu_seconds()
         began = time.monotonic()
         report = evict(engine, objects, chosen, now=datetime.now(UTC))
         ended = time.monotonic()
+        s3_cpu_seconds = _s3_cpu_seconds() - cpu_before
     left = _listed(patient)
     return Measured(
         report=report,
         seconds=ended - began,
         row_seconds=(objects.first_delete_at or ended) - began,
+        s3_cpu_seconds=s3_cpu_seconds,
         idle_ms=lookups.between(0, began),
         during_ms=lookups.between(began, ended),
         lost_objects=len(_with_rows(engine, before - left)),
         leaked_objects=len(left - _with_rows(engine, left) - _doomed(engine)),
     )
+
+
+def _s3_cpu_seconds() -> float:
+    """So far, of the SeaweedFS that this process has started."""
+    servers = [
+        child for child in psutil.Process().children(recursive=True) if child.name() == S3_SERVER
+    ]
+    return sum(server.cpu_times().user + server.cpu_times().system for server in servers)
 
 
 class _Lookups:
