@@ -117,7 +117,7 @@ _NEAREST = """
                 p.embedding::halfvec({dimension}) <=> CAST(:embedding AS halfvec({dimension}))
                 AS distance
            FROM {rows} p
-          WHERE {is_within_reach}
+          WHERE {condition}
             AND (p.expires_at IS NULL OR p.expires_at > :now)
           ORDER BY distance
           LIMIT :neighbours
@@ -125,19 +125,17 @@ _NEAREST = """
 
 # Who asks mostly starts from a prompt of their own, and from one of the last: those are compared
 # exactly, so that the graph needs fewer candidates for everybody else's. The owner '' is all who
-# gave no name: theirs are not one's own.
+# gave no name. By time and not by id: that order the primary key has too, of everybody's rows.
 _OWN_NEWEST = """(
                 SELECT *
                   FROM cached_prompts
                  WHERE scope_id = :scope_id AND owner = :owner AND owner <> '' AND is_shared
-                 ORDER BY id DESC
+                 ORDER BY created_at DESC
                  LIMIT :own_newest)"""
 
-_NEAREST_OF_ALL = """
+_NEAREST_OF_BOTH = """
          SELECT *
-           FROM (({anybody})
-                 UNION
-                 ({own})) either
+           FROM (({within_reach}) UNION ({own})) both_searches
           ORDER BY distance
           LIMIT :neighbours
 """
@@ -164,7 +162,7 @@ def find(
 ) -> Hit | None:
     """The state that skips the most steps, among the nearest prompts; one statement, read-only.
 
-    `embedding` is from `embedding_text`. Under namespace sharing the owner's `own_newest` prompts are
+    `embedding` is from `embedding_text`. Under namespace sharing the `own_newest` of the owner are
     compared exactly, beside a search of all. Among states that skip equally many and are about as
     near (`rules`), the number `choice` decides, as a die would; the same number decides the same.
     """
@@ -206,15 +204,15 @@ def _find_statement(sharing: Sharing, dimension: int, *, is_capped: bool) -> Tex
 
 
 def _nearest(sharing: Sharing, dimension: int) -> str:
-    def of(rows: str, is_within_reach: str) -> str:
-        return _NEAREST.format(
-            dimension=int(dimension), rows=rows, is_within_reach=is_within_reach
-        ).strip()
-
-    found = of("cached_prompts", _WITHIN_REACH[sharing])
+    within_reach = _nearest_among("cached_prompts", _WITHIN_REACH[sharing], dimension)
     if sharing is Sharing.USER:
-        return found
-    return _NEAREST_OF_ALL.format(anybody=found, own=of(_OWN_NEWEST, "true")).strip()
+        return within_reach
+    own = _nearest_among(_OWN_NEWEST, "true", dimension)
+    return _NEAREST_OF_BOTH.format(within_reach=within_reach, own=own).strip()
+
+
+def _nearest_among(rows: str, condition: str, dimension: int) -> str:
+    return _NEAREST.format(rows=rows, condition=condition, dimension=int(dimension)).strip()
 
 
 def insert(connection: Connection, scope: Scope, prompt: PromptRow) -> int:

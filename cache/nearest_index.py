@@ -1,9 +1,9 @@
 """The HNSW indexes of large scopes: built, renewed and dropped by beat, never by a job.
 
-A lookup searches the shared rows of a scope, or those of one owner. Few of them are searched
-exactly, by the index on (scope, owner); many get an HNSW index of their own, which holds nothing
-else: no other scope costs it recall or time, and dropping a scope drops its index. Of single
-owners only the anonymous one ('') is unbounded and has such an index.
+A lookup searches the shared rows of a scope, and its owner's newest among them, or those of one
+owner. Few of them are searched exactly, by indexes on (scope, owner); many get an HNSW index of
+their own, which holds nothing else: no other scope costs it recall or time, and dropping a scope
+drops its index. Of single owners only the anonymous one ('') is unbounded and has such an index.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from cache.database import connect, transaction
 from cache.settings import CacheSettings
@@ -38,7 +38,7 @@ _SIZES = text("""
 
 _INDEXES = text("""
     SELECT i.relname AS name, x.indisvalid AS is_valid, pg_relation_size(i.oid) AS num_bytes,
-           obj_description(i.oid, 'pg_class') AS fresh
+           obj_description(i.oid, 'pg_class') AS built_as
       FROM pg_index x
       JOIN pg_class i ON i.oid = x.indexrelid
      WHERE x.indrelid = to_regclass('cached_prompts')
@@ -52,16 +52,17 @@ _CREATE = """
     CREATE INDEX CONCURRENTLY {name}
         ON cached_prompts
      USING hnsw ((embedding::halfvec({dimension})) halfvec_cosine_ops)
-      WITH (m = {m}, ef_construction = {ef_construction})
+      WITH ({parameters})
      WHERE scope_id = {scope_id} AND {condition}
 """
 
-# Beside the index, so that it goes with it.
-_NOTE_FRESH_SIZE = """
+# Bytes a row and parameters when it was built; beside the index, so that they go with it.
+_NOTE_HOW_BUILT = """
     DO $$
     BEGIN
         EXECUTE (SELECT format('COMMENT ON INDEX {name} IS %L',
-                               pg_relation_size(i.oid) / GREATEST(i.reltuples, 1))
+                               pg_relation_size(i.oid) / GREATEST(i.reltuples, 1)
+                               || ' {parameters}')
                    FROM pg_class i
                   WHERE i.oid = to_regclass('{name}'));
     END $$
@@ -112,6 +113,8 @@ class _Index:
     num_bytes: int
     #: Bytes a row just after it was built; None where a crash came before they were noted.
     fresh_bytes: float | None
+    #: What it was built with, as `_parameters`; '' where that is not known.
+    parameters: str
 
 
 def search_options(settings: CacheSettings) -> dict[str, str]:
@@ -145,14 +148,15 @@ def _maintain(connection: Connection, settings: CacheSettings) -> IndexReport:
     missing = [w for w in grown.values() if w.num_rows >= rows_min and w.name not in known]
     for wanted in missing:
         _build(connection, wanted, settings)
-    bloated = [
+    outdated = [
         index.name
         for index in known.values()
-        if _is_bloated(index, grown[index.name].num_rows, settings.cache_index_growth_max)
+        if index.parameters != _parameters(settings)
+        or _is_bloated(index, grown[index.name].num_rows, settings.cache_index_growth_max)
     ]
-    for name in bloated:
-        _renew(connection, name)
-    return IndexReport(built=len(missing), renewed=len(bloated), dropped=len(useless))
+    for name in outdated:
+        _renew(connection, name, settings)
+    return IndexReport(built=len(missing), renewed=len(outdated), dropped=len(useless))
 
 
 def _drop(connection: Connection, names: Sequence[str]) -> None:
@@ -199,15 +203,23 @@ def _wanted(connection: Connection, rows_min: int) -> list[_Wanted]:
 
 
 def _indexes(connection: Connection) -> list[_Index]:
-    return [
-        _Index(
-            name=row.name,
-            is_valid=row.is_valid,
-            num_bytes=row.num_bytes,
-            fresh_bytes=None if row.fresh is None else float(row.fresh),
-        )
-        for row in connection.execute(_INDEXES, {"prefix": _PREFIX})
-    ]
+    return [_index(row) for row in connection.execute(_INDEXES, {"prefix": _PREFIX})]
+
+
+def _index(row: Row[Any]) -> _Index:
+    fresh_bytes, _, parameters = (row.built_as or "").partition(" ")
+    return _Index(
+        name=row.name,
+        is_valid=row.is_valid,
+        num_bytes=row.num_bytes,
+        fresh_bytes=float(fresh_bytes) if fresh_bytes else None,
+        parameters=parameters,
+    )
+
+
+def _parameters(settings: CacheSettings) -> str:
+    """Of HNSW, as SQL has them."""
+    return f"m = {settings.cache_index_m}, ef_construction = {settings.cache_index_ef_construction}"
 
 
 def _is_bloated(index: _Index, num_rows: int, growth_max: float) -> bool:
@@ -221,21 +233,21 @@ def _build(connection: Connection, wanted: _Wanted, settings: CacheSettings) -> 
     create = _CREATE.format(
         name=wanted.name,
         dimension=int(wanted.dimension),
-        m=settings.cache_index_m,
-        ef_construction=settings.cache_index_ef_construction,
+        parameters=_parameters(settings),
         scope_id=int(wanted.scope_id),
         condition=_CONDITIONS[wanted.reach],
     )
     connection.execute(text(create))
-    _settle(connection, wanted.name)
+    _settle(connection, wanted.name, settings)
 
 
-def _renew(connection: Connection, name: str) -> None:
+def _renew(connection: Connection, name: str, settings: CacheSettings) -> None:
+    connection.execute(text(f"ALTER INDEX {name} SET ({_parameters(settings)})"))
     connection.execute(text(f"REINDEX INDEX CONCURRENTLY {name}"))
-    _settle(connection, name)
+    _settle(connection, name, settings)
 
 
-def _settle(connection: Connection, name: str) -> None:
-    """Note the index's size, and let the planner know how many rows it is about."""
-    connection.execute(text(_NOTE_FRESH_SIZE.format(name=name)))
+def _settle(connection: Connection, name: str, settings: CacheSettings) -> None:
+    """Note how the index was built, and let the planner know how many rows it is about."""
+    connection.execute(text(_NOTE_HOW_BUILT.format(name=name, parameters=_parameters(settings))))
     connection.execute(text("ANALYZE cached_prompts (scope_id, owner, is_shared)"))

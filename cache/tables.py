@@ -143,7 +143,7 @@ cached_prompts = Table(
         "ix_cached_prompts_own_newest",
         "scope_id",
         "owner",
-        "id",
+        "created_at",
         postgresql_where=text("is_shared AND owner <> ''"),
     ),
     Index("ix_cached_prompts_source_job", "source_job_id"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Final
 
 import numpy as np
@@ -174,7 +175,7 @@ def _row(position: int, owner: str, embedding: str, kept: NDArray[np.bool_]) -> 
         embedding=embedding,
         prompt_hash=str(position),
         source_job_id=None,
-        created_at=NOW,
+        created_at=NOW + timedelta(microseconds=position),
         expires_at=None,
         states=states,
     )

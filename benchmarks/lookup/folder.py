@@ -16,12 +16,13 @@ from benchmarks.lookup.database import (
     NEAREST_INDEXES,
     OWNER_INDEX,
     Database,
+    drop_indexes,
     fill,
     index_bytes,
     register_scopes,
     settings_of,
 )
-from benchmarks.lookup.exact import Answer, exact_answers
+from benchmarks.lookup.exact import NEIGHBOURS, Answer, exact_answers
 from benchmarks.lookup.vectors import SEED, Prompts, make_kept, make_prompts
 from cache.entry import Sharing
 from cache.nearest_index import maintain
@@ -89,16 +90,27 @@ def build_once(database: Database, options: argparse.Namespace) -> dict[str, flo
     if options.sharing is Sharing.USER:
         return {"index_bytes": index_bytes(database, OWNER_INDEX), "build_s": 0.0}
     marker = options.folder / "build.json"
-    if not marker.exists():
-        built = build_indexes(database, options)
+    wanted = _parameters(chosen_settings(database, options))
+    built = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+    if not wanted.items() <= built.items():
+        drop_indexes(database)
+        built = {**wanted, **build_indexes(database, options)}
         marker.write_text(json.dumps(built), encoding="utf-8")
-    return dict(json.loads(marker.read_text(encoding="utf-8")))
+    return dict(built)
+
+
+def _parameters(settings: CacheSettings) -> dict[str, int]:
+    """Of the index."""
+    return {
+        "m": settings.cache_index_m,
+        "ef_construction": settings.cache_index_ef_construction,
+    }
 
 
 def build_indexes(
     database: Database, options: argparse.Namespace, **changes: Any
 ) -> dict[str, float]:
-    """What beat does; answers its seconds and the size of what it built."""
+    """What beat does; answers its seconds and the bytes of what it built."""
     started = time.monotonic()
     maintain(chosen_settings(database, options, **changes))
     return {
@@ -125,6 +137,7 @@ def chosen_settings(
 ) -> CacheSettings:
     """The cache's settings as the options have them, with changes."""
     chosen = {
+        "cache_neighbours": NEIGHBOURS,
         "cache_index_memory_bytes": options.memory_bytes,
         "cache_index_workers": options.workers,
         "cache_index_ef_search": options.ef_search,

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.lookup.vectors import BACK_SHARES
 from evaluation.calibration.pairs import nearest_earlier as nearest_own
 from evaluation.embedders import load_embedder
 from evaluation.nearest import NONE_EARLIER, nearest_earlier
@@ -25,7 +26,6 @@ from evaluation.trace import UNKNOWN, read_trace
 from evaluation.vectors import HalfVectors
 
 SHARES: Final = tuple(range(0, 101, 5))  # percent
-BACK_SHARES: Final = (0.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.7, 100.0)  # percent
 SEED: Final = 0
 
 

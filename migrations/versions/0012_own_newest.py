@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.create_index(
         _INDEX,
         "cached_prompts",
-        ["scope_id", "owner", "id"],
+        ["scope_id", "owner", "created_at"],
         postgresql_where=sa.text("is_shared AND owner <> ''"),
     )
 

@@ -221,5 +221,6 @@ def find_in_sql(
             owner=owner,
             allowances=Selector().allowances(50),
             neighbours=options.neighbours,
+            own_newest=100,
             now=clock(),
         )

@@ -92,6 +92,7 @@ def find(reader: Engine, scope: Scope, query: list[float], *, owner: str = "") -
             owner=owner,
             allowances=SELECTOR.allowances(50),
             neighbours=10,
+            own_newest=100,
             now=START,
         )
 
@@ -157,6 +158,7 @@ def test_scopes_of_several_dimensions_live_in_one_table(engine: Engine, reader: 
             owner="",
             allowances=SELECTOR.allowances(50),
             neighbours=10,
+            own_newest=100,
             now=START,
         )
     assert hit is not None

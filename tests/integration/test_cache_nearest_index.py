@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from cache import index, scopes
+from cache import index, nearest_index, scopes
 from cache.database import connect, transaction
 from cache.entry import Scope, Sharing, StateKind
 from cache.nearest_index import LOCK_ID, IndexReport, maintain, search_options
@@ -71,7 +71,7 @@ def filled(
            SELECT :scope_id, :owner, :is_shared,
                   (SELECT array_agg(sin(n * 0.7 * d + d * d)) FROM generate_series(1, :dimension) d
                   )::real[]::halfvec,
-                  n, :now
+                  n, CAST(:now AS timestamptz) + n * interval '1 second'
              FROM generate_series(1, :num_rows) n
         RETURNING id""",
         scope_id=scope.id,
@@ -210,6 +210,7 @@ def test_the_newest_of_ones_own_are_compared_beside_what_the_index_finds(
         newest = bobs_newest(engine, 5)
         found = nearest(reader, scope, own_newest=5)
         assert {row.id for row in found} == {*newest, *(row.id for row in by_index)}
+        assert len(found) == len({row.id for row in found})
         assert [row.distance for row in found] == sorted(row.distance for row in found)
         assert len(nearest(reader, scope, own_newest=SMALL)) == 10
         nobodys = nearest(reader, scope, owner="", own_newest=SMALL)
@@ -223,7 +224,7 @@ def test_the_newest_of_ones_own_are_compared_beside_what_the_index_finds(
 def bobs_newest(engine: Engine, num: int) -> list[int]:
     found = rows(
         engine,
-        "SELECT id FROM cached_prompts WHERE owner = 'bob' ORDER BY id DESC LIMIT :num",
+        "SELECT id FROM cached_prompts WHERE owner = 'bob' ORDER BY created_at DESC LIMIT :num",
         num=num,
     )
     return [row.id for row in found]
@@ -276,6 +277,54 @@ def test_an_index_that_outgrew_its_rows_is_built_anew(
     assert maintain(chosen) == IndexReport(renewed=1)
     assert maintain(chosen) == NOTHING
     assert indexes(engine) == [shared_index(scope)]
+
+
+def test_an_index_of_other_parameters_is_built_anew(
+    engine: Engine, reader: Engine, chosen: CacheSettings
+) -> None:
+    scope = filled(engine, "large", LARGE)
+    changed = chosen.model_copy(update={"cache_index_m": 8, "cache_index_ef_construction": 40})
+    maintain(chosen)
+    assert maintain(changed) == IndexReport(renewed=1)
+    assert maintain(changed) == NOTHING
+    options = rows(
+        engine,
+        "SELECT reloptions FROM pg_class WHERE relname = :name",
+        name=shared_index(scope),
+    )
+    assert set(options[0].reloptions) == {"m=8", "ef_construction=40"}
+    assert shared_index(scope) in plan_of(reader, scope)
+
+
+def test_a_crash_while_it_is_built_anew_leaves_that_to_the_next_run(
+    engine: Engine, chosen: CacheSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(engine, "large", LARGE)
+    maintain(chosen)
+    changed = chosen.model_copy(update={"cache_index_m": 8})
+    with monkeypatch.context() as patch:
+        patch.setattr(nearest_index, "_settle", crash)
+        with pytest.raises(ZeroDivisionError):
+            maintain(changed)
+    assert maintain(changed) == IndexReport(renewed=1)
+    assert maintain(changed) == NOTHING
+
+
+def crash(*_: Any) -> None:
+    raise ZeroDivisionError
+
+
+def test_a_user_who_has_most_rows_is_not_looked_for_among_all(
+    engine: Engine, reader: Engine, chosen: CacheSettings
+) -> None:
+    """By the primary key backwards, a lookup would read all that came after."""
+    scope = filled(engine, "one", LARGE, owner="bob")
+    filled(engine, "other", LARGE)
+    for is_analyzed in (False, True):
+        if is_analyzed:
+            analyze(engine)
+        plan = plan_of(reader, scope)
+        assert "Index Scan Backward using ix_cached_prompts_own_newest" in plan, plan
 
 
 def test_what_a_crash_left_half_built_is_dropped_and_built(
