@@ -18,8 +18,8 @@ from fleet.services.service import SERVICE_ENVIRONMENT, Service
 PARTS = {"s3": 0, "master": 1, "volume": 2, "filer": 3, "admin": 4}
 PORT_OFFSETS = tuple(offset + grpc for grpc in (0, 10_000) for offset in PARTS.values())
 BUCKET = "nirvana"
-# With 256 MiB the collector of the Go runtime is at work all the time, and the server takes twice as
-# long for everything. With 1 GiB it is no faster than with this, and keeps more.
+# With 256 MiB the collector of the Go runtime is always at work, and the server takes twice as long
+# for everything. With 1 GiB it is no faster than with this, and keeps more.
 MEMORY_LIMIT = "512MiB"
 # After a SIGKILL the first write waits for the volumes' recovery: 16 s were seen.
 READY_TIMEOUT_S = 60.0
