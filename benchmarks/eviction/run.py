@@ -132,10 +132,9 @@ def measure(
 
 def _s3_cpu_seconds() -> float:
     """So far, of the SeaweedFS that this process has started."""
-    servers = [
-        child for child in psutil.Process().children(recursive=True) if child.name() == S3_SERVER
-    ]
-    return sum(server.cpu_times().user + server.cpu_times().system for server in servers)
+    children = psutil.Process().children(recursive=True)
+    times = [child.cpu_times() for child in children if child.name() == S3_SERVER]
+    return sum((float(each.user + each.system) for each in times), 0.0)
 
 
 class _Lookups:

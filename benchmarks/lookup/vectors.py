@@ -157,8 +157,8 @@ class _Walk:
 
     def next_of(self, vectors: Halves, asked: NDArray[np.int32]) -> Halves:
         """[len(asked), dim]: one more prompt of each user, who has some already."""
-        sides = ("left", "right")
-        first, end = (np.searchsorted(self._users_sorted, asked, side=side) for side in sides)
+        first = np.searchsorted(self._users_sorted, asked, side="left")
+        end = np.searchsorted(self._users_sorted, asked, side="right")
         own = self._by_user[end - self._backs(end - first)]
         return self._started(vectors, own, len(vectors))
 
