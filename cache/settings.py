@@ -84,7 +84,7 @@ class CacheSettings(BaseSettings):
     """Links of a row in the graph of HNSW, as it is built."""
     cache_index_ef_construction: Annotated[int, Field(ge=4, le=1_000)] = 128
     """Candidates while an HNSW index is built; at least twice NIRVANA_CACHE_INDEX_M."""
-    cache_index_ef_search: Annotated[int, Field(ge=1, le=1_000)] = 24
+    cache_index_ef_search: Annotated[int, Field(ge=1, le=1_000)] = 20
     """Candidates of a lookup in an HNSW index: more find the nearest more often, more slowly."""
     cache_index_scan_tuples_max: Annotated[int, Field(ge=1)] = 20_000
     """Rows that a lookup visits, at most, where the nearest are expired or deleted."""

@@ -18,7 +18,7 @@ from cache.settings import CacheSettings
 
 SWEEP: Final = ((16, 64), (16, 128), (24, 128))  # m, ef_construction
 SAMPLE: Final = 50  # queries of a scope
-SWEEP_SEARCH: Final = (12, 24, 40, 80, 160)
+SWEEP_SEARCH: Final = (10, 20, 40, 80, 160)
 SWEEP_HEAD: Final = (
     "  m  efc  efs  build_s  index_MB  p50_ms  p99_ms  server_cpu_ms  recall@1  k_agree  on_hits"
     "  regret_p99"
