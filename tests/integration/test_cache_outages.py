@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -150,6 +151,20 @@ def test_a_database_that_is_gone_is_a_miss_at_once(database_url: str, engine: En
         for _ in range(5):
             assert found_within_budget(cache) is MissReason.DATABASE_UNREACHABLE
         assert cache.store(spec(), entry()) is None
+
+
+def test_connections_that_were_cut_cost_one_miss(database_url: str, engine: Engine) -> None:
+    with proxied(database_url) as (_, cache), ThreadPoolExecutor(3) as threads:
+        for found in list(threads.map(found_within_budget, [cache] * 12)):
+            assert found == 25
+        rows(
+            engine,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        assert found_within_budget(cache) is MissReason.DATABASE_UNREACHABLE
+        for _ in range(5):
+            assert found_within_budget(cache) == 25
 
 
 def test_uses_outlive_an_outage(database_url: str, engine: Engine) -> None:
