@@ -8,6 +8,7 @@ days is done here whenever as many rows have died as would call it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -94,8 +95,8 @@ def make_churn(
 def measured(churn: Churn) -> list[dict[str, Any]]:
     """Figures when fresh, after the turnovers, and once beat's maintenance has run after them."""
     rows = [_figures(churn, "fresh", end=churn.size)]
-    _turn_over(churn)
-    rows.append(_figures(churn, f"after {TURNOVERS} turnovers", end=churn.end))
+    taken = _turn_over(churn)
+    rows.append({**_figures(churn, f"after {TURNOVERS} turnovers", end=churn.end), **taken})
     report = maintain(churn.settings)
     told = "index built anew" if report.renewed else "maintained: nothing to do"
     rows.append(_figures(churn, told, end=churn.end))
@@ -122,7 +123,9 @@ def _part(prompts: Prompts, rows: slice) -> Prompts:
     )
 
 
-def _turn_over(churn: Churn) -> None:
+def _turn_over(churn: Churn) -> dict[str, float]:
+    """Answers the seconds that it took, and those of vacuuming among them."""
+    started, vacuum_s = time.monotonic(), 0.0
     writer, looker = connect(churn.database.url, pool_size=1), reader(churn.settings)
     num_dead = 0
     try:
@@ -133,11 +136,12 @@ def _turn_over(churn: Churn) -> None:
                 find(looker, query, churn.settings)
             num_dead += _replace(writer, churn, queries, rows)
             if num_dead > VACUUM_SHARE * churn.size:
-                vacuum(churn.database)
+                vacuum_s += vacuum(churn.database)
                 num_dead = 0
     finally:
         writer.dispose()
         looker.dispose()
+    return {"turnovers_s": time.monotonic() - started, "vacuum_s": vacuum_s}
 
 
 def _replace(writer: Engine, churn: Churn, queries: Sequence[Query], rows: slice) -> int:
@@ -181,7 +185,9 @@ def _row(position: int, owner: str, embedding: str, kept: NDArray[np.bool_]) -> 
     )
 
 
-def vacuum(database: Database) -> None:
-    """What autovacuum would do now."""
+def vacuum(database: Database) -> float:
+    """What autovacuum would do now; answers the seconds it took."""
+    started = time.monotonic()
     with psycopg.connect(database.superuser_url, autocommit=True) as connection:
         connection.execute("VACUUM cached_prompts, cached_states, state_uses")
+    return time.monotonic() - started
