@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 
 from cache.database import transaction
+from cache.errors import DatabaseUnreachable
 
 REFRESH_S = 2.0
 
@@ -82,11 +83,17 @@ class RulesInForce:
             read_at, known = self._known.get(namespace, (None, NamespaceRules()))
         if read_at is not None and now - read_at < REFRESH_S:
             return known
-        with transaction(self._reader) as connection:
-            known = read_rules(connection, namespace)
+        try:
+            known = self._read(namespace)
+        except DatabaseUnreachable:  # perhaps only this connection: then all were made anew
+            known = self._read(namespace)
         with self._lock:
             self._known[namespace] = (now, known)
         return known
+
+    def _read(self, namespace: str) -> NamespaceRules:
+        with transaction(self._reader) as connection:
+            return read_rules(connection, namespace)
 
     def last_known(self, namespace: str) -> NamespaceRules:
         """Without asking the database."""

@@ -134,7 +134,10 @@ def maintain(settings: CacheSettings) -> IndexReport:
     with _maintenance_connection(settings) as connection:
         if not connection.execute(text(f"SELECT pg_try_advisory_lock({LOCK_ID})")).scalar_one():
             return IndexReport()
-        return _maintain(connection, settings)
+        try:
+            return _maintain(connection, settings)
+        finally:
+            connection.execute(text(f"SELECT pg_advisory_unlock({LOCK_ID})"))
 
 
 def _maintain(connection: Connection, settings: CacheSettings) -> IndexReport:
@@ -148,15 +151,12 @@ def _maintain(connection: Connection, settings: CacheSettings) -> IndexReport:
     missing = [w for w in grown.values() if w.num_rows >= rows_min and w.name not in known]
     for wanted in missing:
         _build(connection, wanted, settings)
-    outdated = [
+    renewed = [
         index.name
         for index in known.values()
-        if index.parameters != _parameters(settings)
-        or _is_bloated(index, grown[index.name].num_rows, settings.cache_index_growth_max)
+        if _renew(connection, index, grown[index.name], settings)
     ]
-    for name in outdated:
-        _renew(connection, name, settings)
-    return IndexReport(built=len(missing), renewed=len(outdated), dropped=len(useless))
+    return IndexReport(built=len(missing), renewed=len(renewed), dropped=len(useless))
 
 
 def _drop(connection: Connection, names: Sequence[str]) -> None:
@@ -230,21 +230,36 @@ def _is_bloated(index: _Index, num_rows: int, growth_max: float) -> bool:
 
 
 def _build(connection: Connection, wanted: _Wanted, settings: CacheSettings) -> None:
+    _create(connection, wanted, settings, name=wanted.name)
+    _settle(connection, wanted.name, settings)
+
+
+def _create(connection: Connection, wanted: _Wanted, settings: CacheSettings, *, name: str) -> None:
     create = _CREATE.format(
-        name=wanted.name,
+        name=name,
         dimension=int(wanted.dimension),
         parameters=_parameters(settings),
         scope_id=int(wanted.scope_id),
         condition=_CONDITIONS[wanted.reach],
     )
     connection.execute(text(create))
-    _settle(connection, wanted.name, settings)
 
 
-def _renew(connection: Connection, name: str, settings: CacheSettings) -> None:
-    connection.execute(text(f"ALTER INDEX {name} SET ({_parameters(settings)})"))
-    connection.execute(text(f"REINDEX INDEX CONCURRENTLY {name}"))
-    _settle(connection, name, settings)
+def _renew(connection: Connection, index: _Index, wanted: _Wanted, settings: CacheSettings) -> bool:
+    """Build anew what has other parameters or has outgrown its rows; answers whether it did."""
+    if index.parameters != _parameters(settings):
+        # Beside the old one: to change its parameters would lock lookups out. A crash leaves what
+        # the next run drops, since no scope wants it.
+        beside = f"{index.name}_new"
+        _create(connection, wanted, settings, name=beside)
+        _drop(connection, [index.name])
+        connection.execute(text(f"ALTER INDEX {beside} RENAME TO {index.name}"))
+    elif _is_bloated(index, wanted.num_rows, settings.cache_index_growth_max):
+        connection.execute(text(f"REINDEX INDEX CONCURRENTLY {index.name}"))
+    else:
+        return False
+    _settle(connection, index.name, settings)
+    return True
 
 
 def _settle(connection: Connection, name: str, settings: CacheSettings) -> None:

@@ -81,9 +81,11 @@ class CacheSettings(BaseSettings):
     cache_index_rows_min: Annotated[int, Field(ge=100)] = 2_000
     """Rows of a scope from which on it has an HNSW index of its own; fewer are searched exactly."""
     cache_index_m: Annotated[int, Field(ge=2, le=100)] = 24
-    """Links of a row in the graph of HNSW, as it is built."""
+    """Links of a row in the graph of HNSW, as it is built; a change builds all indexes anew. The
+    same for all io workers."""
     cache_index_ef_construction: Annotated[int, Field(ge=4, le=1_000)] = 128
-    """Candidates while an HNSW index is built; at least twice NIRVANA_CACHE_INDEX_M."""
+    """Candidates while an HNSW index is built; at least twice NIRVANA_CACHE_INDEX_M. A change
+    builds all indexes anew. The same for all io workers."""
     cache_index_ef_search: Annotated[int, Field(ge=1, le=1_000)] = 20
     """Candidates of a lookup in an HNSW index: more find the nearest more often, more slowly."""
     cache_index_scan_tuples_max: Annotated[int, Field(ge=1)] = 20_000

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,9 +132,12 @@ def measure(
 
 def _s3_cpu_seconds() -> float:
     """So far, of the SeaweedFS that this process has started."""
-    children = psutil.Process().children(recursive=True)
-    times = [child.cpu_times() for child in children if child.name() == S3_SERVER]
-    return sum((float(each.user + each.system) for each in times), 0.0)
+    total = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            if child.name() == S3_SERVER:
+                total += child.cpu_times().user + child.cpu_times().system
+    return total
 
 
 class _Lookups:

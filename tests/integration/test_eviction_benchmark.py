@@ -44,7 +44,7 @@ def test_a_share_is_evicted_and_a_second_run_evicts_the_next(
         assert printed[0] == f"{added:,.0f} states added"
         answer: dict[str, Any] = json.loads(printed[-1])
         assert answer["evicted"] == STATES * SHARE
-        assert 0 < answer["row_seconds"] <= answer["seconds"]
+        assert 0 <= answer["row_seconds"] <= answer["seconds"]
         assert answer["s3_cpu_seconds"] >= 0
         assert answer["lookup_p99_ms_idle"] > 0
         assert (answer["lost_objects"], answer["leaked_objects"], answer["objects_left"]) == (
