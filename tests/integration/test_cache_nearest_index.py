@@ -202,11 +202,11 @@ def test_the_newest_of_ones_own_are_compared_beside_what_the_index_finds(
     filled(engine, "large", SMALL, owner="bob")
     filled(engine, "large", SMALL, owner="")
     maintain(chosen)
-    blind = {"hnsw.ef_search": "1", "hnsw.iterative_scan": "off"}  # the index finds one row
+    blind = {"hnsw.ef_search": "1", "hnsw.iterative_scan": "off"}  # it finds one vector
     reader = connect(database_url, is_reader=True, options=blind)
     try:
         by_index = nearest(reader, scope, own_newest=0)
-        assert len(by_index) == 1
+        assert 1 <= len(by_index) <= 3  # three owners have it
         newest = bobs_newest(engine, 5)
         found = nearest(reader, scope, own_newest=5)
         assert {row.id for row in found} == {*newest, *(row.id for row in by_index)}
