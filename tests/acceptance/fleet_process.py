@@ -89,7 +89,14 @@ def state_folder() -> Iterator[Path]:
 @contextmanager
 def running(home: Path, **settings: str) -> Iterator[FleetProcess]:
     """Start a fleet in `home` and stop it at the end, however the block ends."""
-    env = {**os.environ, "NIRVANA_HOME": str(home), "NIRVANA_FLOWER_PORT": "0", **settings}
+    env = {
+        **os.environ,
+        # Else threads of several workers spin for cores that others hold: minutes for seconds.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "NIRVANA_HOME": str(home),
+        "NIRVANA_FLOWER_PORT": "0",
+        **settings,
+    }
     with (home.parent / "up.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "fleet.cli", "up"],
