@@ -54,22 +54,7 @@ def connect(
     first whether they still live: one that was cut costs a miss, and all are made anew. `options`
     are settings of PostgreSQL for its sessions; a `statement_timeout_s` of 0 is none.
     """
-    session = {
-        "statement_timeout": f"{statement_timeout_s * 1000:.0f}",
-        # A dead neighbour must not hide a live one: go on until there are enough.
-        "hnsw.iterative_scan": "strict_order",
-        "default_transaction_read_only": "on" if is_reader else "off",
-        # Owners and scopes differ too much in size for one plan to serve all.
-        "plan_cache_mode": "force_custom_plan" if is_reader else "auto",
-        # An order that an index gives is taken from it, by a lookup: the planner prices a distance
-        # like an addition, and would compare a scope's every row. No statistics need be fresh.
-        "enable_sort": "off" if is_reader else "on",
-        "enable_seqscan": "off" if is_reader else "on",
-        # Many look up at once: none may take several processes.
-        "max_parallel_workers_per_gather": "0" if is_reader else "2",
-        "jit": "off",
-        **(options or {}),
-    }
+    session = _session(statement_timeout_s, is_reader=is_reader) | dict(options or {})
     return create_engine(
         parse_database_url(url),
         pool_size=pool_size,
@@ -86,6 +71,25 @@ def connect(
             "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
         },
     )
+
+
+def _session(statement_timeout_s: float, *, is_reader: bool) -> dict[str, str]:
+    """Settings of PostgreSQL for an engine's sessions."""
+    return {
+        "statement_timeout": f"{statement_timeout_s * 1000:.0f}",
+        # A dead neighbour must not hide a live one: go on until there are enough.
+        "hnsw.iterative_scan": "strict_order",
+        "default_transaction_read_only": "on" if is_reader else "off",
+        # Owners and scopes differ too much in size for one plan to serve all.
+        "plan_cache_mode": "force_custom_plan" if is_reader else "auto",
+        # An order that an index gives is taken from it, by a lookup: the planner prices a distance
+        # like an addition, and would compare a scope's every row. No statistics need be fresh.
+        "enable_sort": "off" if is_reader else "on",
+        "enable_seqscan": "off" if is_reader else "on",
+        # Many look up at once: none may take several processes.
+        "max_parallel_workers_per_gather": "0" if is_reader else "2",
+        "jit": "off",
+    }
 
 
 def address(engine: Engine) -> str:

@@ -9,12 +9,13 @@ drops its index. Of single owners only the anonymous one ('') is unbounded and h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from cache.database import connect, transaction
 from cache.settings import CacheSettings
@@ -137,7 +138,8 @@ def maintain(settings: CacheSettings) -> IndexReport:
         try:
             return _maintain(connection, settings)
         finally:
-            connection.execute(text(f"SELECT pg_advisory_unlock({LOCK_ID})"))
+            with suppress(SQLAlchemyError):  # a connection that was lost has given it back
+                connection.execute(text(f"SELECT pg_advisory_unlock({LOCK_ID})"))
 
 
 def _maintain(connection: Connection, settings: CacheSettings) -> IndexReport:
