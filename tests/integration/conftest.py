@@ -1,6 +1,6 @@
 """A GPU process on the real servers with a tiny pipeline, and what looks into its stores.
 
-A module chooses its cache by a `cache_options` of its own.
+A module chooses its cache by a `cache_options` of its own, its models by `worker_settings`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,16 @@ def cache_options() -> dict[str, Any]:
 
 
 @pytest.fixture
+def worker_settings(model_path: Path) -> WorkerSettings:
+    return WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05)
+
+
+@pytest.fixture
 def settings(
     database_url: str,
     broker_url: str,
     s3_url: str,
-    model_path: Path,
+    worker_settings: WorkerSettings,
     cache_options: dict[str, Any],
 ) -> ProcessSettings:
     """Of a worker on a migrated database."""
@@ -57,7 +62,7 @@ def settings(
             cache_reroll_fraction=1,  # the same words twice are the simplest hit
             **cache_options,
         ),
-        worker=WorkerSettings(model="tiny", model_path=str(model_path), heartbeat_s=0.05),
+        worker=worker_settings,
     )
 
 

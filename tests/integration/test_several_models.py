@@ -11,14 +11,11 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.result import AsyncResult
 
-from cache.settings import CacheSettings
-from migrations.migrate import upgrade
 from producer.broker import open_connection
 from producer.contract import GENERATE_TASK, CacheOutcome, ErrorCode, Status
 from producer.models import ModelTable
 from producer.queues import bucket_queue
 from producer.result import JobResult
-from producer.settings import ProducerSettings
 from tests.tiny_pipeline import build_tiny_pipeline
 from workers.app import declared
 from workers.denoising.errors import UnsupportedModel
@@ -38,24 +35,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def settings(
-    database_url: str, broker_url: str, s3_url: str, folders: dict[str, Path]
-) -> ProcessSettings:
-    upgrade(database_url)
-    return ProcessSettings(
-        producer=ProducerSettings(broker_url=broker_url),
-        cache=CacheSettings.load(
-            database_url=database_url,
-            s3_url=s3_url,
-            cache_budget_s=20,
-            cache_reroll_fraction=1,  # the same words twice are the simplest hit
-        ),
-        worker=WorkerSettings(
-            model="first",
-            model_path=str(folders["first"]),
-            models={"second": str(folders["second"])},
-            models_memory_bytes=1,  # room for one at a time
-        ),
+def worker_settings(folders: dict[str, Path]) -> WorkerSettings:
+    return WorkerSettings(
+        model="first",
+        model_path=str(folders["first"]),
+        models={"second": str(folders["second"])},
+        models_memory_bytes=1,  # room for one at a time
     )
 
 
